@@ -43,7 +43,9 @@ class ModelConfig:
     n_layers: int = _field(4, "number of blocks", low=0)
     n_heads: int = _field(4, "attention heads per block", low=1)
     d_head: int | None = _field(None, "width of a head; null: d_model / n_heads", low=1)
-    d_mlp: int | None = _field(None, "hidden width of the MLP; null: 4 d_model (swiglu: 8/3 d_model, up to a multiple of 8)", low=1)
+    d_mlp: int | None = _field(
+        None, "hidden width of the MLP; null: 4 d_model (swiglu: 8/3 d_model, up to a multiple of 8)", low=1
+    )
     context: int = _field(128, "tokens per sequence in training, T", low=1)
     vocab_size: int = _field(256, "number of token ids; bytes need 256", low=1)
     positions: Literal["learned", "sinusoidal", "rope", "alibi", "none"] = _field("rope", "how positions enter")
@@ -58,30 +60,40 @@ class ModelConfig:
     d_output: int | None = _field(None, "width of a linear read-out; null: logits over the vocabulary", low=1)
     param_dtype: Literal["float32", "bfloat16", "float64"] = _field("float32", "dtype of the parameters")
     compute_dtype: Literal["auto", "float32", "bfloat16", "float64"] = _field(
-        "auto", "dtype of the arithmetic; auto: bfloat16 on accelerators, param_dtype on CPU")
+        "auto", "dtype of the arithmetic; auto: bfloat16 on accelerators, param_dtype on CPU"
+    )
     matmul_precision: Literal["default", "high", "highest"] = _field("default", "of matrix products on accelerators")
     attention_kernel: Literal["auto", "plain", "fused"] = _field(
-        "auto", "fused: jax.nn.dot_product_attention; auto: fused on accelerators, plain on CPU")
+        "auto", "fused: jax.nn.dot_product_attention; auto: fused on accelerators, plain on CPU"
+    )
     scan_layers: bool = _field(False, "one compiled block looped over the layers: compiles faster, runs slower on CPU")
     remat: bool = _field(False, "recompute activations in the backward pass: less memory, about a third more time")
 
     def __post_init__(self) -> None:
         _check_fields(self, "model")
         if self.d_head is None and self.d_model % self.n_heads:
-            raise BadInput(f"model.d_model={self.d_model} is not divisible by model.n_heads={self.n_heads}; "
-                           f"choose n_heads from {_divisors(self.d_model)} or set model.d_head")
+            raise BadInput(
+                f"model.d_model={self.d_model} is not divisible by model.n_heads={self.n_heads}; "
+                f"choose n_heads from {_divisors(self.d_model)} or set model.d_head"
+            )
         if self.positions == "rope" and self.head_width % 2:
-            raise BadInput(f"model.positions=rope rotates pairs and needs an even head width, "
-                           f"not {self.head_width}; set model.d_head to an even number")
+            raise BadInput(
+                f"model.positions=rope rotates pairs and needs an even head width, "
+                f"not {self.head_width}; set model.d_head to an even number"
+            )
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise BadInput(f"model.d_model={self.d_model} is odd; model.positions=sinusoidal needs an even width")
         if self.positions == "alibi" and self.attention == "linear":
-            raise BadInput("model.positions=alibi biases softmax scores; "
-                           "with model.attention=linear use learned, sinusoidal, rope or none")
+            raise BadInput(
+                "model.positions=alibi biases softmax scores; "
+                "with model.attention=linear use learned, sinusoidal, rope or none"
+            )
         if self.attention == "linear" and self.attention_kernel == "fused":
             raise BadInput("model.attention_kernel=fused is for softmax attention; with linear use auto or plain")
         if self.tie_output and (self.d_input is not None or self.d_output is not None):
-            raise BadInput("model.tie_output=true needs token input and logits: leave model.d_input and model.d_output null")
+            raise BadInput(
+                "model.tie_output=true needs token input and logits: leave model.d_input and model.d_output null"
+            )
 
     @property
     def head_width(self) -> int:
@@ -122,13 +134,17 @@ class OptimizerConfig:
 
     learning_rate: float = _field(3e-3, "peak learning rate", low=0.0)
     schedule: Literal["cosine", "linear", "constant", "wsd"] = _field("cosine", "shape after warm-up")
-    warmup_steps: int | None = _field(None, "steps of linear warm-up from 0; null: a tenth of the run, at most 100", low=0)
+    warmup_steps: int | None = _field(
+        None, "steps of linear warm-up from 0; null: a tenth of the run, at most 100", low=0
+    )
     decay_fraction: float = _field(0.2, "wsd: share of the run in which the rate falls linearly at the end", above=0.0)
     final_fraction: float = _field(0.1, "the rate at the end as a share of the peak (cosine, linear, wsd)", low=0.0)
     beta1: float = _field(0.9, "decay of Adam's first moment", low=0.0)
     beta2: float = _field(0.95, "decay of Adam's second moment", low=0.0)
     epsilon: float = _field(1e-8, "Adam's epsilon", above=0.0)
-    weight_decay: float = _field(0.1, "decoupled, times the learning rate; matrices only (see optimizer.DECAYED)", low=0.0)
+    weight_decay: float = _field(
+        0.1, "decoupled, times the learning rate; matrices only (see optimizer.DECAYED)", low=0.0
+    )
     clip: float | None = _field(1.0, "largest global gradient norm; null: no clipping", above=0.0)
 
     def __post_init__(self) -> None:
@@ -155,13 +171,17 @@ class TrainConfig:
     max_rollbacks: int = _field(3, "roll-backs before the run is given up as diverged", low=0)
     log_every: int = _field(20, "steps between points of the training curve", low=1, identity=False)
     eval_every: int | None = _field(None, "steps between validations; null: a fifth of the run", low=1, identity=False)
-    checkpoint_every: int | None = _field(None, "steps between checkpoints; null: a fifth of the run", low=1, identity=False)
+    checkpoint_every: int | None = _field(
+        None, "steps between checkpoints; null: a fifth of the run", low=1, identity=False
+    )
 
     def __post_init__(self) -> None:
         _check_fields(self, "train")
         if self.batch_size % self.microbatches:
-            raise BadInput(f"train.batch_size={self.batch_size} is not divisible by train.microbatches="
-                           f"{self.microbatches}; choose microbatches from {_divisors(self.batch_size)}")
+            raise BadInput(
+                f"train.batch_size={self.batch_size} is not divisible by train.microbatches="
+                f"{self.microbatches}; choose microbatches from {_divisors(self.batch_size)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -225,8 +245,11 @@ def run_id(config: RunConfig, corpus_sha256: str) -> str:
     """12 hex digits that name a run: config, corpus and data-format version; not device, launcher or logging."""
     flat = flatten(to_dict(config))
     # float(1) and 1 are the same learning rate, so they must hash alike.
-    identity = {f.path: float(flat[f.path]) if type(flat[f.path]) is int and float in _alternatives(f.type) else flat[f.path]
-                for f in fields(RunConfig) if f.identity}
+    identity = {
+        f.path: float(flat[f.path]) if type(flat[f.path]) is int and float in _alternatives(f.type) else flat[f.path]
+        for f in fields(RunConfig)
+        if f.identity
+    }
     text = json.dumps([identity, corpus_sha256, DATA_FORMAT_VERSION], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -262,7 +285,9 @@ def _fields(cls: type, prefix: str = "") -> tuple[FieldInfo, ...]:
         if dataclasses.is_dataclass(hints[f.name]):
             found += _fields(hints[f.name], f"{prefix}{f.name}.")
         else:
-            found.append(FieldInfo(prefix + f.name, hints[f.name], f.default, f.metadata["help"], f.metadata["identity"]))
+            found.append(
+                FieldInfo(prefix + f.name, hints[f.name], f.default, f.metadata["help"], f.metadata["identity"])
+            )
     return tuple(found)
 
 
@@ -345,9 +370,17 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 
 def _allowed(kind: Any) -> str:
     words: Iterator[str] = (
-        ", ".join(map(str, get_args(k))) if get_origin(k) is Literal
-        else {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "null"}[k]
-        for k in _alternatives(kind))
+        ", ".join(map(str, get_args(k)))
+        if get_origin(k) is Literal
+        else {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            str: "text",
+            types.NoneType: "null",
+        }[k]
+        for k in _alternatives(kind)
+    )
     return " or ".join(words)
 
 

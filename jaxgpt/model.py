@@ -63,7 +63,7 @@ def alibi_HxTxT(n_heads: int, length: int) -> Array:
     slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
     slopes += [2 ** (-4 * h / power) for h in range(1, 2 * (n_heads - power), 2)]
     distance_TxT = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length)[None, :])
-    return -jnp.asarray(slopes)[:, None, None] * distance_TxT
+    return -jnp.asarray(slopes)[:, None, None] * distance_TxT[None]
 
 
 def _angles(position_T: Array, width: int) -> Array:
@@ -77,6 +77,9 @@ def _angles(position_T: Array, width: int) -> Array:
 
 def _dtypes(c: ModelConfig) -> dict[str, jnp.dtype]:
     """Dtypes of arithmetic and of parameters, as Flax layers take them."""
+    if "float64" in (c.param_dtype, c.compute_dtype) and not jax.config.jax_enable_x64:
+        which = "param_dtype" if c.param_dtype == "float64" else "compute_dtype"
+        raise BadInput(f"model.{which}=float64 needs JAX_ENABLE_X64=1 in the environment; without it use float32")
     param = jnp.dtype(c.param_dtype)
     if c.compute_dtype != "auto":
         return {"dtype": jnp.dtype(c.compute_dtype), "param_dtype": param}
@@ -280,9 +283,10 @@ class Transformer(nnx.Module):
         c = self.config
         if not c.n_layers:
             return x_BxTxD
-        graphdef = nnx.graphdef(self.layers if c.scan_layers else self.layers[0])
 
-        def run(index: int | Array, state: nnx.State, x_BxTxD: Array) -> tuple[Array, dict[str, Array]]:
+        def run(
+            graphdef: nnx.GraphDef, index: int | Array, state: nnx.State, x_BxTxD: Array
+        ) -> tuple[Array, dict[str, Array]]:
             seen: dict[str, Array] = {}
             block = nnx.merge(graphdef, state)
             tap = partial(taps.in_layer, index, seen)
@@ -292,13 +296,17 @@ class Transformer(nnx.Module):
             return jax.checkpoint(function) if c.remat else function
 
         if c.scan_layers:
-            layers = (jnp.arange(c.n_layers), nnx.state(self.layers))
-            x_BxTxD, seen = jax.lax.scan(lambda x, layer: maybe_remat(run)(*layer, x), x_BxTxD, layers)
+            graphdef, state = nnx.split(self.layers)
+            run_layer = maybe_remat(partial(run, graphdef))
+            layers = (jnp.arange(c.n_layers), state)
+            x_BxTxD, seen = jax.lax.scan(lambda x, layer: run_layer(*layer, x), x_BxTxD, layers)
             seen = {f"layers.{i}.{name}": value_Lx[i] for name, value_Lx in seen.items() for i in range(c.n_layers)}
             kept |= {name: value for name, value in seen.items() if name in taps.keep}
             return x_BxTxD
         for i, block in enumerate(self.layers):
-            x_BxTxD, seen = maybe_remat(partial(run, i))(nnx.state(block), x_BxTxD)
+            # Each layer's own graph, so that a layer edited by hand (without its MLP, say) runs as it now is.
+            graphdef, state = nnx.split(block)
+            x_BxTxD, seen = maybe_remat(partial(run, graphdef, i))(state, x_BxTxD)
             kept |= {f"layers.{i}.{name}": value for name, value in seen.items()}
         return x_BxTxD
 

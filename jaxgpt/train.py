@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -76,18 +76,23 @@ class TrainState(NamedTuple):
 def program(config: RunConfig, task: Task) -> Program:
     """The program of a run: what `Hparams` carries is set to its default, so that it does not split programs."""
     o, default = config.optimizer, OptimizerConfig()
-    shared = OptimizerConfig(schedule=o.schedule, beta1=o.beta1, beta2=o.beta2, epsilon=o.epsilon,
-                             learning_rate=default.learning_rate)
+    shared = OptimizerConfig(
+        schedule=o.schedule,
+        beta1=o.beta1,
+        beta2=o.beta2,
+        epsilon=o.epsilon,
+        learning_rate=default.learning_rate,
+    )
     return Program(task, shared, config.train.microbatches, config.train.max_bad_steps)
 
 
 def init_state(program: Program, h: Hparams, seed: int) -> TrainState:
     """The state before the first step."""
     params = jax.tree.map(jnp.asarray, program.task.init(seed))
-    zero = jnp.zeros((), jnp.int32)
     # jit: one dispatch for all moments instead of two for each tensor.
     opt_state = jax.jit(optimizer(program.optimizer, 0.0, h).init)(params)
-    return TrainState(params, opt_state, zero, zero, zero, zero)
+    # Four arrays, not one four times: `advance` donates its state, and a buffer can be donated once.
+    return TrainState(params, opt_state, *(jnp.zeros((), jnp.int32) for _ in range(4)))
 
 
 def mean_loss_and_gradient(task: Task, params: Any, batch: Any, microbatches: int) -> tuple[Array, Any]:
@@ -96,6 +101,7 @@ def mean_loss_and_gradient(task: Task, params: Any, batch: Any, microbatches: in
     The sum over parts is divided by all tokens at the end: equal parts and unequal ones give what one large batch
     gives, to rounding.
     """
+
     def summed(params: Any, part: Any) -> tuple[Array, Array]:
         return task.loss(params, part)
 
@@ -123,7 +129,9 @@ def train_step(program: Program, state: TrainState, batch: Any, h: Hparams) -> t
     new = (optax.apply_updates(state.params, updates), opt_state)
     params, opt_state = jax.tree.map(partial(jnp.where, ok), new, (state.params, state.opt_state))
     bad = (~ok).astype(jnp.int32)
-    state = TrainState(params, opt_state, state.step + 1, state.retry, bad * (state.bad_in_a_row + 1), state.bad_steps + bad)
+    state = TrainState(
+        params, opt_state, state.step + 1, state.retry, bad * (state.bad_in_a_row + 1), state.bad_steps + bad
+    )
     return state, {"train_loss": loss, "grad_norm": norm, "learning_rate": rate}
 
 
@@ -133,16 +141,23 @@ def data_key(h: Hparams, step: Array, retry: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def advance(program: Program, state: TrainState, n: Array, h: Hparams, data: Any) -> tuple[TrainState, dict[str, Array]]:
+def advance(
+    program: Program, state: TrainState, n: Array, h: Hparams, data: Any
+) -> tuple[TrainState, dict[str, Array]]:
     """Up to n <= CHUNK steps in one dispatch, fewer if `max_bad_steps` bad ones come in a row; metrics are [CHUNK].
 
     n is traced, so that one compiled program serves every number of steps.
     """
+
     def step(carry: tuple) -> tuple:
         i, state, metrics = carry
         batch = program.task.sample(data, data_key(h, state.step, state.retry))
         state, new = train_step(program, state, batch, h)
-        return i + 1, state, jax.tree.map(lambda all, one: all.at[i].set(one.astype(jnp.float32)), metrics, new)
+        return (
+            i + 1,
+            state,
+            jax.tree.map(lambda all, one: all.at[i].set(one.astype(jnp.float32)), metrics, new),
+        )
 
     def more(carry: tuple) -> Array:
         i, state, _ = carry
@@ -162,8 +177,8 @@ def evaluate(task: Task, params: Any, data: Any) -> Array:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a run stands, for whoever shows it."""
+class Report:
+    """Where a run stands, for whoever shows it; with a note, something happened that is worth a line."""
 
     run_id: str
     step: int
@@ -178,19 +193,29 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a run trains on. `identity` names it in the run's id: the sha256 of a corpus, or a task's name and version.
+
+    `data` is called when the run starts and puts what the task reads on the device.
+    """
+
+    task: Task
+    data: Callable[[], Any]
+    identity: str
+
+
+@dataclass(frozen=True)
 class Run:
-    """A run and where it lives: its config, its task and data on the device, the sweep's folder."""
+    """A run and where it lives: its config, what it trains on, the sweep's folder."""
 
     config: RunConfig
-    task: Task
-    data: Any
-    corpus_sha256: str
+    source: Source
     folder: Path
 
     @property
     def id(self) -> str:
         """The run's id."""
-        return run_id(self.config, self.corpus_sha256)
+        return run_id(self.config, self.source.identity)
 
     @property
     def checkpoints(self) -> Path:
@@ -198,28 +223,36 @@ class Run:
         return self.folder / "checkpoints" / self.id
 
 
-def train(run: Run, *, stop: Callable[[], bool] = lambda: False, held: Callable[[], bool] = lambda: True,
-          report: Callable[[Progress], None] = lambda progress: None) -> dict[str, Any]:
+def train(
+    run: Run,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    held: Callable[[], bool] = lambda: True,
+    report: Callable[[Report], None] = lambda _: None,
+) -> dict[str, Any]:
     """Trains a run to its end, from its last checkpoint if there is one, and returns its row (also written).
 
     `stop()` is asked between dispatches; when true the state is saved and Stopped raised. `held()` false (another
     process took the run over) raises Stopped without writing. Raises StoreError when the disk is full.
     """
     t, began = run.config.train, time.monotonic()
-    h, prog = hparams(run.config), program(run.config, run.task)
+    h, prog = hparams(run.config), program(run.config, run.source.task)
     say = partial(_say, report, run)
-    state, seconds_before = _resume(run, prog, h, say)
+    data, (state, seconds_before) = run.source.data(), _resume(run, prog, h, say)
     store.truncate_curve(run.folder, run.id, int(state.step))
-    eval_every, checkpoint_every = t.eval_every or max(1, t.steps // 5), _checkpoint_every(t)
-    points: list[dict[str, Any]] = []
+    points: list[dict[str, Any]] = []  # of the curve, not yet on disk
     speed = _Speed(t.batch_size * run.config.model.context)
+
+    def seconds() -> float:
+        return seconds_before + time.monotonic() - began
 
     def save(state: TrainState) -> None:
         if not held():
             raise Stopped
+        # The curve first: resuming cuts it at the checkpoint's step, so it may be longer but never shorter.
         store.append_curve(run.folder, run.id, points)
         points.clear()
-        meta = {"step": int(state.step), "run_id": run.id, "seconds": seconds_before + time.monotonic() - began}
+        meta = {"step": int(state.step), "run_id": run.id, "seconds": seconds()}
         checkpoint.save(run.checkpoints, int(state.step), state, meta)
 
     while (step := int(state.step)) < t.steps:
@@ -227,25 +260,149 @@ def train(run: Run, *, stop: Callable[[], bool] = lambda: False, held: Callable[
             if not int(state.bad_in_a_row):
                 save(state)
             raise Stopped
-        until = min(_next(step, eval_every), _next(step, checkpoint_every), t.steps)
-        state, metrics = advance(prog, state, np.int32(min(until - step, speed.steps())), h, run.data)
+        until = min(_next(step, eval_every(t)), _next(step, checkpoint_every(t)), t.steps)
+        state, metrics = advance(prog, state, np.int32(min(until - step, speed.steps())), h, data)
         done = int(state.step) - step
-        tokens_per_second = speed.measured(done)
-        points += _points(run, step, {name: np.asarray(values[:done]) for name, values in metrics.items()}, state)
-        report(Progress(run.id, step + done, t.steps, tokens_per_second, float(metrics["train_loss"][done - 1])))
+        values = {name: np.asarray(value)[:done] for name, value in metrics.items()}
+        report(Report(run.id, step + done, t.steps, speed.measured(done), float(values["train_loss"][-1])))
+        points += _points(run, step, values, state)
         if int(state.bad_in_a_row) >= t.max_bad_steps:
             if int(state.retry) >= t.max_rollbacks:
-                return _finish(run, state, "diverged", points, seconds_before + time.monotonic() - began, speed)
+                return _finish(run, state, "diverged", points, seconds(), speed)
             points.clear()
-            state = _roll_back(run, prog, h, state, checkpoint_every, say)
+            state = _roll_back(run, prog, h, state, say)
             store.truncate_curve(run.folder, run.id, int(state.step))
             save(state)
             continue
         step += done
-        if step % eval_every == 0 or step == t.steps:
-            points[-1] |= run.task.summarise(np.asarray(evaluate(run.task, state.params, run.data)))
-            speed.pause()
-        if step == t.steps or (step % checkpoint_every == 0 and not int(state.bad_in_a_row)):
+        if step % eval_every(t) == 0 or step == t.steps:
+            points[-1] |= run.source.task.summarise(np.asarray(evaluate(run.source.task, state.params, data)))
+        if step == t.steps or (step % checkpoint_every(t) == 0 and not int(state.bad_in_a_row)):
             save(state)
-            speed.pause()
-    return _finish(run, state, "done", points, seconds_before + time.monotonic() - began, speed)
+    return _finish(run, state, "done", points, seconds(), speed)
+
+
+def _next(step: int, every: int) -> int:
+    return (step // every + 1) * every
+
+
+def _say(report: Callable[[Report], None], run: Run, note: str) -> None:
+    report(Report(run.id, 0, run.config.train.steps, math.nan, math.nan, note))
+
+
+def eval_every(t: TrainConfig) -> int:
+    """Steps between validations, given or derived."""
+    return t.eval_every or max(1, t.steps // 5)
+
+
+def checkpoint_every(t: TrainConfig) -> int:
+    """Steps between checkpoints, given or derived."""
+    return t.checkpoint_every or min(1000, max(1, t.steps // 5))
+
+
+class _Speed:
+    """How many steps fit into a dispatch, measured on the dispatches so far; results do not depend on it."""
+
+    def __init__(self, tokens_per_step: int):
+        self.tokens_per_step = tokens_per_step
+        self.began: float | None = None
+        self.seconds = self.done = 0.0
+        self.compiled = False
+
+    def steps(self) -> int:
+        """Steps to dispatch next; starts the clock."""
+        self.began = time.perf_counter()
+        return max(1, min(CHUNK, int(SECONDS_PER_DISPATCH * self.done / self.seconds))) if self.done else 1
+
+    def measured(self, done: int) -> float:
+        """Tokens per second of the dispatch that has just ended; nan for the first, which compiles."""
+        seconds = time.perf_counter() - self.began
+        if not self.compiled:
+            self.compiled = True
+            return math.nan
+        self.seconds, self.done = self.seconds + seconds, self.done + done
+        return done * self.tokens_per_step / seconds
+
+    def mean(self) -> float:
+        """Tokens per second over all dispatches but the first."""
+        return self.done * self.tokens_per_step / self.seconds if self.done else math.nan
+
+
+def _resume(run: Run, prog: Program, h: Hparams, say: Callable[[str], None]) -> tuple[TrainState, float]:
+    """The state of the last good checkpoint, or the first state; and the seconds that were spent to get there."""
+    state = init_state(prog, h, run.config.train.seed)
+    found = checkpoint.restore_latest(run.checkpoints, state, say)
+    if found is None:
+        return state, 0.0
+    restored, meta = found
+    if int(restored.step) < run.config.train.steps:
+        say(f"goes on from step {int(restored.step):,}")
+    return jax.tree.map(jnp.asarray, restored), float(meta["seconds"])
+
+
+def _roll_back(run: Run, prog: Program, h: Hparams, bad: TrainState, say: Callable[[str], None]) -> TrainState:
+    """The last good checkpoint's state with another retry count, so that the batches after it are new ones.
+
+    Only checkpoints that an undisturbed run would have made too are taken (multiples of `checkpoint_every`), so that
+    a run that was interrupted rolls back to the same step as one that was not.
+    """
+    like = init_state(prog, h, run.config.train.seed)
+    every = checkpoint_every(run.config.train)
+    good = [step for step in checkpoint.steps(run.checkpoints) if step % every == 0]
+    state = jax.tree.map(jnp.asarray, checkpoint.restore(run.checkpoints, like, good[-1])[0]) if good else like
+    say(f"{int(bad.bad_in_a_row)} non-finite steps in a row: back from step {int(bad.step):,} to {int(state.step):,}")
+    return state._replace(retry=bad.retry + 1, bad_steps=bad.bad_steps)
+
+
+def _points(run: Run, step: int, metrics: dict[str, np.ndarray], state: TrainState) -> list[dict[str, Any]]:
+    """Points of the curve for the steps step + 1, ... of a dispatch that are logged; the last of a span always is."""
+    t, per_step = run.config.train, run.config.train.batch_size * run.config.model.context
+    last = step + len(metrics["train_loss"])
+    marked = {last} if last == t.steps or last % eval_every(t) == 0 else set()
+    n = flops.parameters(run.config.model).non_embedding
+    return [
+        {
+            "step": i,
+            "tokens": i * per_step,
+            "flops_6nd": flops.flops_6nd(n, i * per_step),
+            "retry": int(state.retry),
+            **{name: float(values[i - step - 1]) for name, values in metrics.items()},
+        }
+        for i in range(step + 1, last + 1)
+        if i % t.log_every == 0 or i in marked
+    ]
+
+
+def _finish(
+    run: Run, state: TrainState, status: str, points: list[dict[str, Any]], seconds: float, speed: _Speed
+) -> dict[str, Any]:
+    """Writes what is left of the curve and the run's row, and returns the row."""
+    store.append_curve(run.folder, run.id, points)
+    c, corpus_tokens = run.config, run.config.tokens
+    evaluated = [p for p in store.read_curve(run.folder, run.id) if p.get("validation_loss") is not None]
+    last = evaluated[-1] if evaluated and status == "done" else {}
+    counts = flops.parameters(c.model)
+    row = {
+        "run_id": run.id,
+        "status": status,
+        "params_total": counts.total,
+        "params_non_embedding": counts.non_embedding,
+        "tokens": corpus_tokens,
+        "flops_6nd": flops.flops_6nd(counts.non_embedding, corpus_tokens),
+        "flops_exact": flops.flops_exact(c.model, corpus_tokens, attention="causal"),
+        "final_loss": last.get("validation_loss"),
+        "final_loss_sem": last.get("validation_loss_sem"),
+        "final_bits_per_byte": last.get("validation_bits_per_byte"),
+        "best_loss": min((p["validation_loss"] for p in evaluated), default=None),
+        "steps_done": int(state.step),
+        "bad_steps": int(state.bad_steps),
+        "rollbacks": int(state.retry),
+        "wall_seconds": round(seconds, 3),
+        "tokens_per_second": speed.mean(),
+        "device": jax.devices()[0].device_kind,
+        "corpus_sha256": run.source.identity,
+        "code_version": store.code_version(),
+        **flatten(to_dict(c)),
+    }
+    store.write_row(run.folder, row)
+    return row

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +15,25 @@ import optax
 from flax import nnx
 from jax import Array
 
-from jaxgpt import model
+from jaxgpt import corpus, model
 from jaxgpt.config import BadInput, ModelConfig, RunConfig
 from jaxgpt.corpus import Corpus
+from jaxgpt.train import Source
 
 BYTE_VALUES = 256
+
+
+def reader() -> Callable[[RunConfig], Source]:
+    """Tells what a run trains on: next-byte prediction on its `data.corpus`. Each corpus is read once per reader."""
+    load = cache(corpus.load)
+
+    def source(config: RunConfig) -> Source:
+        """Raises BadInput for a corpus or a model that does not do."""
+        text = load(config.data.corpus, config.data.validation_fraction, config.model.context)
+        task = TextTask(config.model, config.train.batch_size, config.train.eval_windows)
+        return Source(task, partial(task.data, text), text.sha256)
+
+    return source
 
 
 class TextData(NamedTuple):
@@ -41,21 +57,20 @@ class TextTask:
         if self.model.d_input is not None or self.model.d_output is not None:
             raise BadInput("model.d_input and model.d_output are for vectors; text needs both null")
         if self.model.vocab_size < BYTE_VALUES:
-            raise BadInput(f"model.vocab_size={self.model.vocab_size} is too small for bytes; it must be at least {BYTE_VALUES}")
+            raise BadInput(
+                f"model.vocab_size={self.model.vocab_size} is too small for bytes; it must be at least {BYTE_VALUES}"
+            )
 
-    @classmethod
-    def of(cls, config: RunConfig) -> TextTask:
-        """The task of a run."""
-        return cls(config.model, config.train.batch_size, config.train.eval_windows)
-
-    def data(self, corpus: Corpus) -> TextData:
+    def data(self, text: Corpus) -> TextData:
         """The corpus on the device. Validation windows stand evenly over the held-out text and do not overlap."""
         length = self.model.context + 1
-        if len(corpus.train) > np.iinfo(np.int32).max:
-            raise BadInput(f"data.corpus={corpus.name} has {len(corpus.train):,} bytes; a corpus on the device has at most 2^31 - 1")
-        windows = min(self.eval_windows, len(corpus.validation) // length)
-        starts_W = np.linspace(0, len(corpus.validation) - length, windows).astype(np.int64)
-        return TextData(jnp.asarray(corpus.train), jnp.asarray(corpus.validation[starts_W[:, None] + np.arange(length)]))
+        if len(text.train) > np.iinfo(np.int32).max:
+            raise BadInput(
+                f"data.corpus={text.name} has {len(text.train):,} bytes; a corpus on the device has at most 2^31 - 1"
+            )
+        windows = min(self.eval_windows, len(text.validation) // length)
+        starts_W = np.linspace(0, len(text.validation) - length, windows).astype(np.int64)
+        return TextData(jnp.asarray(text.train), jnp.asarray(text.validation[starts_W[:, None] + np.arange(length)]))
 
     def init(self, seed: int) -> nnx.State:
         """Initial parameters."""
@@ -75,13 +90,23 @@ class TextTask:
     def evaluate(self, params: nnx.State, data: TextData) -> Array:
         """Mean loss of each validation window, [W], nats per token."""
         # A batch at a time, so that evaluation needs no more memory than training.
-        return jax.lax.map(lambda window_T1: self._losses(params, window_T1[None]).mean(),
-                           data.validation_WxT1.astype(jnp.int32), batch_size=self.batch_size)
+        return jax.lax.map(
+            lambda window_T1: self._losses(params, window_T1[None]).mean(),
+            data.validation_WxT1.astype(jnp.int32),
+            batch_size=self.batch_size,
+        )
 
     def summarise(self, loss_W: np.ndarray) -> dict[str, float]:
         """Validation loss in nats per token and bits per byte, with its standard error over windows."""
-        mean, sem = float(np.mean(loss_W)), float(np.std(loss_W, ddof=1) / math.sqrt(len(loss_W))) if len(loss_W) > 1 else math.nan
-        return {"validation_loss": mean, "validation_loss_sem": sem, "validation_bits_per_byte": mean / math.log(2)}
+        mean, sem = (
+            float(np.mean(loss_W)),
+            float(np.std(loss_W, ddof=1) / math.sqrt(len(loss_W))) if len(loss_W) > 1 else math.nan,
+        )
+        return {
+            "validation_loss": mean,
+            "validation_loss_sem": sem,
+            "validation_bits_per_byte": mean / math.log(2),
+        }
 
     def _losses(self, params: Any, window_BxT1: Array) -> Array:
         logits_BxTxV = nnx.merge(model.graphdef(self.model), params)(window_BxT1[:, :-1])

@@ -1,0 +1,100 @@
+"""What a person sees while runs train: one line for each finished run, and a live bar where there is a terminal."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bars
+
+from jaxgpt import flops
+from jaxgpt.train import Report, Run
+
+
+class Progress:
+    """Shows a sweep on stderr. A context manager; the sweep tells it what happens."""
+
+    def __init__(self, runs: Sequence[Run], show: bool = True):
+        self.console = Console(stderr=True, highlight=False, quiet=not show)
+        self.number = {run.id: i for i, run in enumerate(runs, 1)}
+        # In FLOPs, since a step of a large run takes longer than one of a small run.
+        self.work = {run.id: flops.flops_exact(run.config.model, run.config.tokens, attention="full") for run in runs}
+        self.share = dict.fromkeys(self.work, 0.0)  # of each run that is done
+        self.first_share: dict[str, float] = {}  # what was done of it before this process began
+        self.began = time.monotonic()
+        self.said = ""
+        self.bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:3.0f} %{task.fields[state]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> Progress:
+        self.bar = self.bars.add_task(f"{len(self.number)} runs", total=1.0, state="")
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.bars.stop()
+
+    def say(self, line: str) -> None:
+        """One line, unless it was the last one already."""
+        if line != self.said:
+            self.console.print(line, soft_wrap=True)
+        self.said = line
+
+    def report(self, report: Report) -> None:
+        """A run has gone on."""
+        name = f"run {self.number[report.run_id]}/{len(self.number)} ({report.run_id})"
+        if report.note:
+            self.say(f"{name}: {report.note}")
+            return
+        share = report.step / report.steps
+        self.first_share.setdefault(report.run_id, share if math.isnan(report.tokens_per_second) else 0.0)
+        self.share[report.run_id] = share
+        speed = "compiling" if math.isnan(report.tokens_per_second) else f"{report.tokens_per_second:,.0f} tokens/s"
+        loss = f"loss {report.train_loss:.3f}"
+        self._show(f"  {name}: step {report.step:,}/{report.steps:,}, {loss}, {speed}{self._left()}")
+
+    def finished(self, run: Run, row: dict[str, Any], *, cached: bool) -> None:
+        """A run is done: by this process, or before."""
+        self.share[run.id] = 1.0
+        if cached:
+            self.first_share[run.id] = 1.0
+        size = f"N={row['params_non_embedding']:,} D={row['tokens']:,}"
+        if row["status"] == "done":
+            result = f"loss {row['final_loss']:.4f} ± {row['final_loss_sem']:.4f} nats/token"
+        else:
+            result = f"[red]{row['status']}[/red] at step {row['steps_done']:,}"
+        took = "was there already" if cached else f"{row['wall_seconds']:.1f} s"
+        self.say(f"run {self.number[run.id]:>2}/{len(self.number)} {run.id}  {size}  {result}  ({took})")
+        self._show("")
+
+    def _show(self, state: str) -> None:
+        total = sum(self.work.values())
+        self.bars.update(
+            self.bar, completed=sum(self.work[i] * share for i, share in self.share.items()) / total, state=state
+        )
+
+    def _left(self) -> str:
+        """Time left, from the work that this process has done since it began."""
+        done = sum(self.work[i] * (share - self.first_share.get(i, 0.0)) for i, share in self.share.items())
+        left = sum(self.work[i] * (1 - share) for i, share in self.share.items())
+        if not done:
+            return ""
+        return f", {duration((time.monotonic() - self.began) * left / done)} left"
+
+
+def duration(seconds: float) -> str:
+    """42 s, 3 min 10 s, 2 h 5 min."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"
