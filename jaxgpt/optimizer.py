@@ -54,8 +54,10 @@ def learning_rate(schedule: str, step: Array, h: Hparams) -> Array:
     """
     done = (step + 1).astype(jnp.float32)
     warm = jnp.minimum(done / jnp.maximum(h.warmup_steps, 1), 1.0)
-    start = (1 - h.decay_fraction) * h.steps if schedule == "wsd" else h.warmup_steps
-    progress = jnp.clip((done - start) / jnp.maximum(h.steps - start, 1), 0.0, 1.0)
+    # Counted from the end: a start in the middle would be rounded, and the last update would miss its exact rate.
+    length = h.decay_fraction * h.steps if schedule == "wsd" else (h.steps - h.warmup_steps).astype(jnp.float32)
+    tiny = jnp.finfo(jnp.float32).tiny  # a warm-up as long as the run has nothing after it, and ends at the peak
+    progress = jnp.clip((length - (h.steps - done)) / jnp.maximum(length, tiny), 0.0, 1.0)
     shape = {
         "cosine": 0.5 * (1 + jnp.cos(jnp.pi * progress)),
         "linear": 1 - progress,
@@ -68,11 +70,18 @@ def learning_rate(schedule: str, step: Array, h: Hparams) -> Array:
 def optimizer(config: OptimizerConfig, rate: Array | float, h: Hparams) -> optax.GradientTransformation:
     """Clip, Adam, decoupled weight decay times the rate (Loshchilov & Hutter 2019, as PyTorch's AdamW)."""
     return optax.chain(
-        optax.clip_by_global_norm(h.clip),
+        optax.stateless(lambda gradient, _: clip_by_norm(gradient, h.clip)),
         optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
         optax.add_decayed_weights(h.weight_decay, mask=decay_mask),
         optax.scale_by_learning_rate(rate),
     )
+
+
+def clip_by_norm(gradient: Any, limit: Array) -> Any:
+    """The gradient scaled to a global norm of at most `limit`. (optax's own refuses bfloat16 with a traced limit.)"""
+    norm = optax.global_norm(gradient)
+    scale = jnp.where(norm < limit, 1.0, limit / norm)
+    return jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)
 
 
 def decay_mask(params: Any) -> Any:

@@ -1,0 +1,56 @@
+"""What several test modules share: a compilation cache of the session's own, and the smallest run on text."""
+
+import os
+import shutil
+import tempfile
+
+import numpy as np
+import pytest
+
+from jaxgpt import RunConfig, override
+
+# Set before JAX is imported, and inherited by the processes that tests start. A fresh folder: what a user's cache
+# holds must not decide whether a test passes.
+CACHE = tempfile.mkdtemp(prefix="jaxgpt-test-cache-")
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": CACHE,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+
+
+def pytest_unconfigure():
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+LETTERS = 8
+
+
+@pytest.fixture(scope="session")
+def random_text(tmp_path_factory):
+    """A file of 20,000 letters drawn uniformly from LETTERS: no model can predict it better than ln LETTERS nats."""
+    path = tmp_path_factory.mktemp("corpus") / "letters.txt"
+    path.write_bytes((97 + np.random.default_rng(0).integers(0, LETTERS, 20_000)).astype(np.uint8).tobytes())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(random_text):
+    """The smallest run on text. Tests change what does not split the compiled program, so that it is compiled once."""
+    return override(
+        RunConfig(),
+        {
+            "data.corpus": str(random_text),
+            "model.d_model": 8,
+            "model.n_layers": 1,
+            "model.n_heads": 1,
+            "model.context": 8,
+            "train.batch_size": 4,
+            "train.eval_windows": 10,
+            "train.steps": 60,
+            "train.log_every": 4,
+            "train.eval_every": 15,
+            "train.checkpoint_every": 10,
+            "optimizer.learning_rate": 0.03,
+        },
+    )

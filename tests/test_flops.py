@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import subprocess
 import sys
@@ -115,8 +116,9 @@ def test_a_published_model_has_its_published_number_of_parameters(name: str):
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt3", "llama2-7b"])
 def test_the_real_model_of_a_published_config_has_that_many_leaves(name: str):
-    known = flops.KNOWN_MODELS[name]
-    assert sum(counted_groups(known.config).values()) == flops.parameters(known.config).total
+    # Scanned: one block with an axis of layers, as 96 NNX blocks take half a minute to build even without values.
+    c = dataclasses.replace(flops.KNOWN_MODELS[name].config, scan_layers=True)
+    assert counted_groups(c) == flops.parameter_groups(c)
 
 
 def test_gpt2_is_124m_and_gpt3_is_175b_with_9216_heads_and_a_context_of_2048():
@@ -209,7 +211,6 @@ def test_exact_count_of_a_wide_model_with_a_short_context_tends_to_6nd():
 
 # Every option at least once; ratios are about 1.00 to 1.04, what is above 1 being norms, softmax and activations.
 AT_LEAST_128 = {
-    "gelu": ModelConfig(d_model=128, n_layers=2, n_heads=2, context=32),
     "swiglu, tied": ModelConfig(
         d_model=128, n_layers=2, n_heads=2, context=32, mlp="swiglu", norm="rmsnorm", tie_output=True
     ),
@@ -229,7 +230,7 @@ AT_LEAST_128 = {
     "256 positions, heads of 32": ModelConfig(d_model=128, n_layers=1, n_heads=4, context=256),
     "256 wide, 256 positions": ModelConfig(d_model=256, n_layers=1, n_heads=4, context=256, tie_output=True),
     "vectors": ModelConfig(d_model=128, n_layers=1, n_heads=2, context=32, d_input=256, d_output=1),
-    "scanned, remat": ModelConfig(d_model=128, n_layers=2, n_heads=2, context=32, scan_layers=True, remat=True),
+    "gelu, scanned, remat": ModelConfig(d_model=128, n_layers=2, n_heads=2, context=32, scan_layers=True, remat=True),
 }
 
 
@@ -269,8 +270,8 @@ def compiled_bytes(config: RunConfig) -> int:
 @pytest.mark.parametrize(
     "config",
     [
-        RunConfig(ModelConfig(d_model=128, n_layers=2, context=16), train=TrainConfig(batch_size=1)),
-        RunConfig(ModelConfig(d_model=32, n_layers=2, context=64, vocab_size=2000), train=TrainConfig(batch_size=8)),
+        RunConfig(ModelConfig(d_model=128, n_layers=1, context=16), train=TrainConfig(batch_size=1)),
+        RunConfig(ModelConfig(d_model=32, n_layers=1, context=64, vocab_size=2000), train=TrainConfig(batch_size=8)),
         RunConfig(
             ModelConfig(d_model=32, n_layers=1, mlp="none", norm="none", attention="linear", compute_dtype="float32"),
             train=TrainConfig(batch_size=8),

@@ -1,0 +1,50 @@
+# make demo · make test · make lint · make test-slow · make clean     Each sets up .venv by itself.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first of these that is a Python we support and can make environments. Override: make demo PYTHON=/path/to/python
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+.PHONY: demo test test-slow lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       train a sweep of language models on real text and plot its scaling law (minutes on 2 cores)"
+	@echo "make test       the tests (minutes);  make test-slow: reproductions and endurance tests"
+	@echo "make lint       style and types;      make clean: removes .venv and caches, never results"
+
+demo: $(VENV)/.demo-is-set-up
+	@$(BIN)/jaxgpt reproduce demo
+
+test: $(VENV)/.test-is-set-up
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test-is-set-up
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.test-is-set-up
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
+		echo "jaxgpt needs Python 3.11, 3.12 or 3.13 with venv; found $$($(or $(PYTHON),python3) --version 2>&1 | head -1). Name one: make demo PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps: an install that was cut short leaves none, so it is done again.
+$(VENV)/.demo-is-set-up: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing jaxgpt into $(VENV) (a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.test-is-set-up: $(VENV)/.demo-is-set-up
+	@echo "installing the test tools into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -exec rm -rf {} +

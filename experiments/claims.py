@@ -1,0 +1,72 @@
+"""Claims: what a paper states, fixed before the experiment, and the verdict that the measurement computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Scope = Literal["same_regime", "toy_analogue"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One checkable statement. `expected` and `margin` are in `unit`; `row` is its number in claims.md, or None.
+
+    level: of the interval that is held against it, e.g. 0.9. scope: `toy_analogue` where our scale is far from the
+    source's; such a claim can be `not seen at this scale` but not `contradicted`.
+    """
+
+    id: str
+    statement: str
+    source: str
+    expected: float
+    margin: float
+    unit: str
+    scope: Scope
+    level: float = 0.9
+    row: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.margin <= 0 or not 0 < self.level < 1:
+            raise ValueError(f"claim {self.id}: margin={self.margin} must be positive and level={self.level} in (0, 1)")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an experiment found: a value and its interval in the claim's unit, over `seeds` seeds."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+
+
+def verdict(claim: Claim, measured: Measured) -> str:
+    """`reproduced`: the interval lies inside expected +- margin. `contradicted` (for a toy analogue `not seen at this
+    scale`): it is disjoint from it. Otherwise, and without a finite interval, `inconclusive`.
+    """
+    low, high = claim.expected - claim.margin, claim.expected + claim.margin
+    if not (math.isfinite(measured.low) and math.isfinite(measured.high)):
+        return "inconclusive"
+    if low <= measured.low and measured.high <= high:
+        return "reproduced"
+    if measured.high < low or measured.low > high:
+        return "contradicted" if claim.scope == "same_regime" else "not seen at this scale"
+    return "inconclusive"
+
+
+def record(claim: Claim, measured: Measured, scale: str) -> dict[str, Any]:
+    """The claim's entry in claims.json."""
+    return {
+        "id": claim.id, "row": claim.row, "statement": claim.statement, "source": claim.source,
+        "expected": claim.expected, "margin": claim.margin, "measured": measured.value,
+        "interval": [measured.low, measured.high], "level": claim.level, "unit": claim.unit, "seeds": measured.seeds,
+        "scale": scale, "scope": claim.scope, "verdict": verdict(claim, measured),
+    }  # fmt: skip
+
+
+def false_verdicts_by_chance(claims: Iterable[Claim]) -> float:
+    """At most how many verdicts are false by chance, on average: each interval misses the truth with 1 - level."""
+    return sum(1 - claim.level for claim in claims)

@@ -1,0 +1,444 @@
+"""The `jaxgpt` command. Each sub-command is a frozen dataclass (its flags) and a function (what it does).
+
+Numbers go to stdout, progress and notes to stderr. Bad input: one line, exit code 2, nothing written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import itertools
+import json
+import operator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from analysis.fit import FitError
+from experiments.registry import Scale, Unfinished
+from jaxgpt.config import BadInput, RunConfig, fields, from_dict, override, parse_settings
+from jaxgpt.store import StoreError
+
+DESCRIPTION = """jaxgpt: a JAX research codebase for the science of scale.
+
+Reproduce a paper (jaxgpt reproduce demo), train a model (jaxgpt train model.d_model=128), sweep over sizes, data and
+seeds (jaxgpt sweep model.d_model=32,64 train.steps=200,400), look at what is there (jaxgpt runs) and take it away
+(jaxgpt export). Kill anything at any time: the same command goes on where it was."""
+
+
+@dataclass(frozen=True)
+class List:
+    """The papers, what each takes, and what has come out so far."""
+
+    results: Path = Path("results")
+    """folder of the results"""
+    json: Path | None = None
+    """write the same here, for machines"""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train what a paper needs, measure, and print its claims with verdicts. Goes on where it was stopped."""
+
+    name: Positional[str]
+    """a paper; `jaxgpt list` shows all"""
+    scale: Scale = "laptop"
+    """smoke: seconds; laptop: minutes on 2 CPU cores; paper: the paper's own sizes, for accelerators"""
+    results: Path = Path("results")
+    """folder of the results"""
+    max_minutes: float | None = None
+    """stop cleanly after about so long; the same command goes on"""
+    json: Path | None = None
+    """write the same numbers here, for machines"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one run. Settings are field=value, for example model.d_model=64."""
+
+    settings: Positional[tuple[str, ...]] = ()
+    """field=value, for example model.d_model=64; all fields stand at the end of this page"""
+    config: Path | None = None
+    """a JSON file to start from, e.g. {"model": {"d_model": 64}}; settings come after it"""
+    out: Path = Path("results/raw/train")
+    """folder for the run's row, curve and checkpoints"""
+    max_minutes: float | None = None
+    """stop cleanly after about so long; the same command goes on"""
+    json: Path | None = None
+    """write the run's row here"""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train every combination of settings. A list of values is an axis: model.d_model=32,64 train.steps=200,400."""
+
+    settings: Positional[tuple[str, ...]] = ()
+    """field=value, or field=value,value,... for an axis; all fields stand at the end of this page"""
+    zip: tuple[str, ...] = ()
+    """axes that go side by side instead of in all combinations, e.g. --zip model.d_model,model.n_heads"""
+    config: Path | None = None
+    """a JSON file to start from, e.g. {"model": {"d_model": 64}}; settings come after it"""
+    out: Path = Path("results/raw/sweep")
+    """folder for rows, curves and checkpoints; runs that are done there are not done again"""
+    dry_run: bool = False
+    """only print the runs with N, D, C and the estimated time"""
+    max_minutes: float | None = None
+    """stop cleanly after about so long; the same command goes on"""
+    json: Path | None = None
+    """write the rows (or, with --dry-run, the plan) here"""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A table of the runs on disk: done, under way, and still to do."""
+
+    folders: Positional[tuple[Path, ...]] = ()
+    """sweep folders; none: all below results/raw"""
+    json: Path | None = None
+    """write the rows here"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run table to a .csv or .parquet file, one row per run."""
+
+    folder: Positional[Path]
+    """a sweep folder, for example results/raw/demo/laptop"""
+    file: Positional[Path]
+    """where to: a name that ends in .csv or .parquet"""
+    curves: bool = False
+    """the training curves instead, one row per logged step"""
+
+
+# --- what the commands do ------------------------------------------------------------------------------------------
+
+
+def list_(flags: List, console: Console) -> None:
+    """`jaxgpt list`."""
+    from experiments.claims import false_verdicts_by_chance
+    from experiments.registry import papers
+    from experiments.reproduction import outcome_folder
+    from jaxgpt import store
+
+    table, rows = Table(), []
+    for column in ("paper", "what", "scales", "state"):
+        table.add_column(column, overflow="fold")
+    for paper in papers().values():
+        verdicts = {}
+        for scale in paper.takes:
+            path = outcome_folder(flags.results, paper.name, scale) / "claims.json"
+            if path.exists():
+                verdicts[scale] = [claim["verdict"] for claim in store.read_json(path)]
+        state = "\n".join(f"{scale}: {_count(found)}" for scale, found in verdicts.items()) or "not run yet"
+        scales = "\n".join(f"{scale}: {takes}" for scale, takes in paper.takes.items())
+        table.add_row(paper.name, f"{paper.title} ({paper.source})", scales, state)
+        rows.append({"name": paper.name, "title": paper.title, "source": paper.source, "takes": dict(paper.takes),
+                     "verdicts": verdicts})  # fmt: skip
+    claims = [claim for paper in papers().values() for claim in paper.claims]
+    chance = false_verdicts_by_chance(claims)
+    console.print(table)
+    console.print(
+        f"{len(claims)} claims; at their interval levels at most {chance:.1f} verdicts are false by chance, on average"
+    )
+    _write(flags.json, {"papers": rows, "claims": len(claims), "false_verdicts_by_chance": chance})
+
+
+def reproduce(flags: Reproduce, console: Console) -> None:
+    """`jaxgpt reproduce`."""
+    from experiments.reproduction import reproduce, show
+
+    done = reproduce(flags.name, flags.scale, results=flags.results, max_minutes=flags.max_minutes)
+    outcome = done.outcome
+    numbers = {"name": flags.name, "scale": flags.scale, "claims": done.claims, **outcome.numbers}
+    tables = {"summary": outcome.summary.to_dict("records"), "figures": [str(path) for path in outcome.figures]}
+    _write(flags.json, numbers | tables)
+    show(done, console)
+
+
+def train(flags: Train, console: Console) -> None:
+    """`jaxgpt train`."""
+    config = override(_base(flags.config), parse_settings(flags.settings))
+    rows = _sweep([config], flags.out, flags.max_minutes)
+    _write(flags.json, rows[0])
+    console.print(_table(rows), soft_wrap=False)
+    console.print(f"row, curve and checkpoints: {flags.out}", soft_wrap=True)
+
+
+def sweep(flags: Sweep, console: Console) -> None:
+    """`jaxgpt sweep`."""
+    configs = _configs(_base(flags.config), parse_settings(flags.settings), flags.zip)
+    if flags.dry_run:
+        _dry_run(configs, flags, console)
+        return
+    rows = _sweep(configs, flags.out, flags.max_minutes)
+    _write(flags.json, rows)
+    console.print(_table(rows))
+    console.print(f"rows, curves and checkpoints: {flags.out}", soft_wrap=True)
+
+
+def runs(flags: Runs, console: Console) -> None:
+    """`jaxgpt runs`."""
+    from jaxgpt import store
+
+    folders = flags.folders or sorted(path.parent for path in Path("results/raw").glob("**/sweep.json"))
+    if not folders:
+        raise BadInput("there are no runs below results/raw; `jaxgpt sweep` or `jaxgpt reproduce` makes some")
+    everything: dict[str, Any] = {}
+    for folder in folders:
+        rows = store.load(folder)[0].to_dict("records")
+        rows += [row for row in _unfinished(folder) if row["run_id"] not in {done["run_id"] for done in rows}]
+        everything[str(folder)] = rows
+        console.print(f"\n{folder}: {_count([row['status'] for row in rows])}", soft_wrap=True)
+        console.print(_table(rows))
+    _write(flags.json, everything)
+
+
+def export(flags: Export, console: Console) -> None:
+    """`jaxgpt export`."""
+    from jaxgpt import store
+
+    if flags.file.suffix not in (".csv", ".parquet"):
+        raise BadInput(f"file={flags.file} is not allowed; its name must end in .csv or .parquet")
+    _target(flags.file)
+    table = store.load(flags.folder)[1 if flags.curves else 0]
+    if warning := store.mixed_versions(store.load(flags.folder)[0]):
+        sys.stderr.write(f"jaxgpt: {warning}\n")
+    data = io.BytesIO()
+    if flags.file.suffix == ".csv":
+        table.to_csv(data, index=False, lineterminator="\n")
+    else:
+        table.to_parquet(data, index=False)
+    store.write_bytes(flags.file, data.getvalue())
+    console.print(f"{len(table)} rows, {len(table.columns)} columns: {flags.file}", soft_wrap=True)
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _base(path: Path | None) -> RunConfig:
+    from jaxgpt import store
+
+    if path is None:
+        return RunConfig()
+    if not path.is_file():
+        raise BadInput(f"config={path} is not there; it must be a JSON file")
+    tree = store.read_json(path)
+    if not isinstance(tree, dict):
+        raise BadInput(f'config={path} must hold a JSON object such as {{"model": {{"d_model": 64}}}}')
+    return from_dict(tree)
+
+
+def _configs(base: RunConfig, settings: dict[str, str], zips: Sequence[str]) -> list[RunConfig]:
+    """Single values set the base; lists are axes, zipped where asked, else in all combinations."""
+    from jaxgpt.launch import product, zipped
+
+    base = override(base, {path: value for path, value in settings.items() if "," not in value})
+    axes = {path: value.split(",") for path, value in settings.items() if "," in value}
+    configs = [base]
+    for group in zips:
+        names = group.split(",")
+        for name in names:
+            if name not in axes:
+                raise BadInput(f"--zip {group}: {name} is not an axis here; give it values, as in {name}=1,2")
+        together = {name: axes.pop(name) for name in names}
+        configs = [new for config in configs for new in zipped(config, together)]
+    return [new for config in configs for new in product(config, axes)]
+
+
+def _sweep(configs: list[RunConfig], out: Path, max_minutes: float | None) -> list[dict[str, Any]]:
+    """The finished runs' rows. Says so when the time was up before all were done."""
+    from jaxgpt.launch import plan, sweep
+
+    rows = sweep(configs, out, max_minutes=max_minutes).to_dict("records")
+    planned = len(plan(configs, out))
+    if len(rows) < planned:
+        sys.stderr.write(f"time is up: {len(rows)} of {planned} runs are done; the same command goes on\n")
+    return rows
+
+
+def _dry_run(configs: list[RunConfig], flags: Sweep, console: Console) -> None:
+    from jaxgpt import store
+    from jaxgpt.launch import estimate_seconds, plan
+    from jaxgpt.progress import duration
+
+    planned = plan(configs, flags.out)
+    rows = [_row(run.id, run.config, "done" if store.read_row(run.folder, run.id) else "to do") for run in planned]
+    seconds = estimate_seconds(planned)
+    console.print(_table(rows))
+    console.print(
+        f"{_count([row['status'] for row in rows])}; what is to do takes about {duration(seconds)} (a rough estimate)"
+    )
+    _write(flags.json, {"runs": rows, "estimated_seconds": seconds})
+
+
+def _unfinished(folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows for the runs that a sweep folder plans and has not finished."""
+    from jaxgpt import lease, store
+
+    path = folder / "sweep.json"
+    for run_id, run in (store.read_json(path)["runs"] if path.exists() else {}).items():
+        if store.read_row(folder, run_id):
+            continue
+        config, curve = from_dict(run["config"]), store.read_curve(folder, run_id)
+        status = "under way" if lease.holder(folder, run_id) else "stopped" if curve else "to do"
+        if curve:
+            status += f" at step {curve[-1]['step']:,} of {config.train.steps:,}"
+        yield _row(run_id, config, status)
+
+
+def _row(run_id: str, config: RunConfig, status: str) -> dict[str, Any]:
+    """What is known of a run before it is done, under the names that a finished run's row has."""
+    from jaxgpt import flops
+    from jaxgpt.config import flatten, to_dict
+
+    n = flops.parameters(config.model)
+    sizes = {"params_total": n.total, "params_non_embedding": n.non_embedding, "tokens": config.tokens}
+    sizes["flops_6nd"] = flops.flops_6nd(n.non_embedding, config.tokens)
+    return {"run_id": run_id, "status": status} | sizes | flatten(to_dict(config))
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """Runs for people: id, state, the settings in which they differ, N, D, C, loss, time."""
+    settings = [f.path for f in fields(RunConfig)]
+    differ = [path for path in settings if len({str(row.get(path)) for row in rows}) > 1]
+    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("run", lambda row: row["run_id"]),
+        ("state", lambda row: row["status"]),
+        *((path, lambda row, path=path: str(row.get(path))) for path in differ),
+        ("N non-emb.", lambda row: f"{row['params_non_embedding']:,}"),
+        ("D tokens", lambda row: f"{row['tokens']:,}"),
+        ("C=6ND FLOPs", lambda row: f"{row['flops_6nd']:.2e}"),
+    ]
+    if any(_is_number(row.get("final_loss")) for row in rows):
+        columns += [
+            ("loss nats/token", lambda row: _plus_minus(row.get("final_loss"), row.get("final_loss_sem"))),
+            ("bits/byte", lambda row: _plain(row.get("final_bits_per_byte"), ".3f")),
+            ("seconds", lambda row: _plain(row.get("wall_seconds"), ".1f")),
+        ]
+    table = Table()
+    for name, _ in columns:
+        table.add_column(name, justify="left" if name in ("run", "state") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row) for _, cell in columns))
+    return table
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == value
+
+
+def _plain(value: Any, form: str) -> str:
+    return format(value, form) if _is_number(value) else "–"
+
+
+def _plus_minus(value: Any, error: Any) -> str:
+    return f"{_plain(value, '.4f')} ± {_plain(error, '.4f')}"
+
+
+def _count(words: Sequence[str]) -> str:
+    """['done', 'done', 'to do'] -> '2 done, 1 to do'."""
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or "none"
+
+
+def _target(path: Path | None) -> None:
+    """Raises BadInput, before any work, for a file that could not be written at the end."""
+    if path is not None and path.is_dir():
+        raise BadInput(f"file={path} is a folder; it must be a file")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise BadInput(f"file={path} is not allowed; there is no folder {path.absolute().parent}")
+
+
+def _write(path: Path | None, numbers: Any) -> None:
+    from jaxgpt import store
+
+    if path is not None:
+        store.write_json(path, numbers)
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def _all_fields() -> Table:
+    """Every field of a run's config, for the end of `train --help` and `sweep --help`."""
+    table = Table("field=default", "what it means", "allowed", title="Fields of a run", title_justify="left")
+    for f in fields(RunConfig):
+        default = f.default if isinstance(f.default, str) else json.dumps(f.default)
+        table.add_row(f"{f.path}={default}", f.help, f.allowed)
+    return table
+
+
+COMMANDS: dict[type, tuple[str, Callable[[Any, Console], None]]] = {
+    List: ("list", list_),
+    Reproduce: ("reproduce", reproduce),
+    Train: ("train", train),
+    Sweep: ("sweep", sweep),
+    Runs: ("runs", runs),
+    Export: ("export", export),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 2 bad input or a full disk, 130 after Ctrl-C, 143 after SIGTERM."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _run(words)
+    except KeyboardInterrupt as stopped:
+        reason = str(stopped) or "stopped"
+        sys.stderr.write(f"\njaxgpt: {reason}; the same command goes on\n")
+        sys.exit(128 + getattr(stopped, "signum", 2))
+    except BrokenPipeError:  # the reader of our output has gone: `jaxgpt list | head`
+        sys.stderr.close()
+        sys.exit(141)
+    except Unfinished as error:
+        sys.stderr.write(f"{error}\n")
+    except (
+        BadInput,
+        StoreError,
+        FitError,
+    ) as error:  # the user's to mend; anything else is a bug and shows its traceback
+        sys.stderr.write(f"jaxgpt: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+
+
+def _run(words: list[str]) -> None:
+    flags = _parse(words)
+    _target(getattr(flags, "json", None))
+    COMMANDS[type(flags)][1](flags, _console())
+
+
+def _parse(words: list[str]) -> Any:
+    """The flags of a sub-command. Raises BadInput with tyro's own reason in one line; --help prints and exits."""
+    subcommands = tuple(Annotated[flags, tyro.conf.subcommand(name)] for flags, (name, _) in COMMANDS.items())
+    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                functools.reduce(operator.or_, subcommands),
+                prog="jaxgpt",
+                args=words or ["--help"],
+                description=DESCRIPTION,
+                config=config,
+            )
+    except SystemExit as stopped:
+        if not stopped.code:
+            if words and words[0] in ("train", "sweep"):
+                _console().print(_all_fields())
+            raise
+        # tyro draws a box: a title in its border, the reason in its first part.
+        inside = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
+        reason = " ".join(itertools.takewhile(lambda line: not line.startswith("───"), inside))
+        raise BadInput(f"{' '.join(reason.split())} (see jaxgpt --help)") from None
+
+
+def _console() -> Console:
+    # Tables keep their columns when they are piped into a file.
+    return Console() if sys.stdout.isatty() else Console(width=160)

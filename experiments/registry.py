@@ -1,0 +1,88 @@
+"""The papers: every module below experiments/ that defines PAPER. A new paper is one new file."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import experiments
+from experiments.claims import Claim, Measured
+from jaxgpt.config import BadInput
+
+if TYPE_CHECKING:
+    import pandas
+
+Scale = Literal["smoke", "laptop", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+
+
+class Unfinished(Exception):
+    """The time was up before all runs were done; what is done is on disk."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of `reproduce`: at which scale, where raw runs go, where figures go (`<figure>.png`, `<figure>.svg`)."""
+
+    scale: Scale
+    raw: Path
+    figure: Path
+    max_minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a paper's experiment gives: a measurement for each claim, a summary table, figures, text for the reader."""
+
+    measured: Mapping[str, Measured]
+    summary: pandas.DataFrame
+    figures: tuple[Path, ...]
+    text: str = ""
+    numbers: Mapping[str, Any] = field(default_factory=dict)  # more, for `--json`
+    seconds_training: float = 0.0  # of all runs together, whenever they were made
+    device: str = ""
+    corpus_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A reproduction. `takes` says how long each scale takes and on what; `run` does it."""
+
+    name: str
+    title: str
+    source: str
+    claims: tuple[Claim, ...]
+    takes: Mapping[Scale, str]
+    run: Callable[[Job], Outcome]
+
+
+@cache
+def papers() -> dict[str, Paper]:
+    """All papers by name. Their modules import nothing heavy before they run."""
+    found: dict[str, Paper] = {}
+    for module in pkgutil.walk_packages(experiments.__path__, "experiments."):
+        # Only grouped modules hold papers; those at the top are the machinery.
+        if module.ispkg or module.name.count(".") < 2:
+            continue
+        paper = getattr(importlib.import_module(module.name), "PAPER", None)
+        if paper is not None:
+            if paper.name in found:
+                raise ValueError(f"two papers are called {paper.name}")
+            found[paper.name] = paper
+    return dict(sorted(found.items()))
+
+
+def find(name: str) -> Paper:
+    """The paper called so. Raises BadInput with the nearest name."""
+    known = papers()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BadInput(f"{name!r} is not a paper; {hint}`jaxgpt list` shows all: {', '.join(known)}")
+    return known[name]
