@@ -113,7 +113,8 @@ def fit(
     parameters = {
         p.name: _estimate(values[p.name], sample[p.name], level, p.span, at_bound[p.name]) for p in law.parameters
     }
-    stuck = next((f"{p.name} {at_bound[p.name]}" for p in law.parameters if at_bound[p.name]), "")
+    exponents = [p.name for p in law.parameters if p.kind == "exponent"]
+    stuck = next((f"rests on {name}, which {at_bound[name]}" for name in exponents if at_bound[name]), "")
     derived = {
         name: _estimate(float(of(values)), of(sample), level, DERIVED_SPAN, stuck) for name, of in law.derived.items()
     }

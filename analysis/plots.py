@@ -31,7 +31,6 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "svg.hashsalt": "jaxgpt",  # element ids would be random otherwise
-    "svg.fonttype": "none",
 }
 MARKERS = "osD^vPX<>hp*"
 
@@ -65,67 +64,106 @@ def scaling_figure(runs: pd.DataFrame, curves: pd.DataFrame, fit: Fit, path_stem
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    seen = curves.dropna(subset=["validation_loss"]).sort_values("flops_6nd")
+    styles = size_styles(runs["params_non_embedding"].unique())
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 4.6), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1.45, 1), sharey=True)
-        styles = size_styles(runs["params_non_embedding"].unique())
-        low, high = _loss_range(runs, curves)
-        _draw_compute(left, runs, curves, fit, styles, (low, high))
+        figure = Figure(figsize=(10.5, 5.0), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1), sharey=True)
+        _draw_compute(left, runs, seen, fit, styles)
         _draw_tokens(right, runs, fit, styles)
-        _loss_axis(left, low, high)
         right.tick_params(axis="y", labelleft=True)
         return _save(figure, path_stem)
 
 
-def _loss_range(runs, curves) -> tuple[float, float]:
-    """From just under the lowest loss to where most curves have left the steep start behind."""
-    losses = curves["validation_loss"].dropna()
-    lowest = min(runs["final_loss"].min(), losses.min() if len(losses) else np.inf)
-    highest = runs["final_loss"].max()
-    return 0.95 * lowest, highest * (highest / lowest) ** 0.45 * 1.03
-
-
-def _draw_compute(axes, runs, curves, fit, styles, loss_range) -> None:
-    seen = curves.dropna(subset=["validation_loss"]).sort_values("flops_6nd")
-    for run in runs.itertuples():
-        colour, _ = styles[run.params_non_embedding]
-        curve = seen[seen["run_id"] == run.run_id]
-        axes.plot(curve["flops_6nd"], curve["validation_loss"], color=colour, lw=0.8, alpha=0.75)
-    for n, (colour, marker) in styles.items():
-        mine = runs[runs["params_non_embedding"] == n]
-        axes.errorbar(
-            mine["flops_6nd"], mine["final_loss"], mine["final_loss_sem"],
-            fmt=marker, color=colour, mec="white", mew=0.7, ms=7, elinewidth=1, capsize=2, zorder=4, label=short(n),
-        )  # fmt: skip
-    flops_G = np.geomspace(runs["flops_6nd"].min() / 2, runs["flops_6nd"].max() * 2, 100)
+def _draw_compute(axes, runs, seen, fit, styles) -> None:
+    """Curves and final points of all runs above the frontier; the legend stands below both panels."""
+    flops_G = np.geomspace(runs["flops_6nd"].min() / 1.5, runs["flops_6nd"].max() * 1.5, 100)
     loss_G, low_G, high_G = with_interval(fit, lambda parameters: frontier(parameters, flops_G)[2])
-    axes.fill_between(flops_G, low_G, high_G, color="0.55", alpha=0.35, lw=0, zorder=2)
-    axes.plot(flops_G, loss_G, color="black", lw=1.8, ls=(0, (5, 1.5)), zorder=3)
+    best, worst = runs["final_loss"].min(), runs["final_loss"].max()
+    bottom, top = 0.96 * max(min(best, loss_G[-1]), 0.8 * best), 1.05 * worst * (worst / best) ** 0.35
+    shown = seen[seen["validation_loss"] < top]
+    first = min(runs["flops_6nd"].min() / 1.5, shown["flops_6nd"].min() if len(shown) else np.inf)
+
+    for run in runs.itertuples():
+        curve = seen[seen["run_id"] == run.run_id]
+        colour, _ = styles[run.params_non_embedding]
+        axes.plot(curve["flops_6nd"], curve["validation_loss"], color=colour, lw=0.8, alpha=0.7)
+    band = axes.fill_between(flops_G, low_G, high_G, color="0.55", alpha=0.35, lw=0, zorder=2)
+    (line,) = axes.plot(flops_G, loss_G, color="black", lw=1.8, ls=(0, (5, 1.5)), zorder=3)
+    points = [_points(axes, "flops_6nd", runs, n, style) for n, style in styles.items()]
     axes.set_xscale("log")
-    axes.set_xlim(_compute_range(seen, runs, loss_range))
-    axes.set_xlabel("training compute C = 6ND (FLOPs)")
+    axes.set_xlim(first / 1.2, flops_G[-1])
+    _loss_axis(axes, bottom, top)
+    axes.set_xlabel("training compute C = 6ND (FLOPs, N without embeddings)")
     axes.set_ylabel("validation loss (nats per token)")
-    axes.set_title("More compute, lower loss: every run and the best trade-off")
-
-
-def _compute_range(seen, runs, loss_range) -> tuple[float, float]:
-    """The part of the axis on which any curve is inside `loss_range`."""
-    inside = seen.loc[seen["validation_loss"] < loss_range[1], "flops_6nd"]
-    first = min(inside.min() if len(inside) else np.inf, runs["flops_6nd"].min() / 2)
-    return first / 1.15, runs["flops_6nd"].max() * 2
+    axes.set_title("Loss against compute: every run, and the best that the law allows")
+    names = [f"compute-optimal frontier, {fit.level:.0%} interval", *(f"N = {short(n)}" for n in styles)]
+    axes.figure.legend([(band, line), *points], names, loc="outside lower center", ncols=min(len(names), 7))
 
 
 def _draw_tokens(axes, runs, fit, styles) -> None:
-    tokens_G = np.geomspace(runs["tokens"].min() / 1.4, runs["tokens"].max() * 1.4, 100)
-    for n, (colour, marker) in styles.items():
-        mine = runs[runs["params_non_embedding"] == n]
+    tokens_G = np.geomspace(runs["tokens"].min() / 1.3, runs["tokens"].max() * 1.3, 100)
+    for n, style in styles.items():
         loss_G, low_G, high_G = predict(fit, N=n, D=tokens_G)
-        axes.fill_between(tokens_G, low_G, high_G, color=colour, alpha=0.22, lw=0)
-        axes.plot(tokens_G, loss_G, color=colour, lw=1.2)
-        axes.errorbar(
-            mine["tokens"], mine["final_loss"], mine["final_loss_sem"],
-            fmt=marker, color=colour, mec="white", mew=0.7, ms=7, elinewidth=1, capsize=2, zorder=4, label=short(n),
-        )  # fmt: skip
+        axes.fill_between(tokens_G, low_G, high_G, color=style[0], alpha=0.22, lw=0)
+        axes.plot(tokens_G, loss_G, color=style[0], lw=1.2)
+        _points(axes, "tokens", runs, n, style)
     axes.set_xscale("log")
-    axes.set_xlabel("training tokens D")
-    axes.set_title("The fitted law at each model size")
+    _count_axis(axes)
+    axes.set_xlabel("training data D (tokens)")
+    axes.set_title("Loss against data: the law at each size")
+    axes.text(0.97, 0.97, _law_words(fit), transform=axes.transAxes, ha="right", va="top", fontsize=8, linespacing=1.6)
+
+
+def _points(axes, column: str, runs, n, style):
+    colour, marker = style
+    mine = runs[runs["params_non_embedding"] == n]
+    return axes.errorbar(
+        mine[column], mine["final_loss"], mine["final_loss_sem"],
+        fmt=marker, color=colour, mec="white", mew=0.6, ms=6.5, ecolor="0.2", elinewidth=1, zorder=4,
+    )  # fmt: skip
+
+
+def _law_words(fit: Fit) -> str:
+    """The fitted law and its exponent a, as the figure's caption."""
+    v, a = fit.values, fit.derived["a"]
+    law = f"$L = {v['E']:.3g} + {v['A']:.3g}\\,/\\,N^{{{v['alpha']:.2f}}} + {v['B']:.3g}\\,/\\,D^{{{v['beta']:.2f}}}$"
+    lines = [law, f"best $N \\propto C^{{\\,a}}$,  a = {a.value:.2f} [{a.interval[0]:.2f}, {a.interval[1]:.2f}]"]
+    unsure = [name for name, e in {**fit.parameters, **fit.derived}.items() if not e.identified]
+    return "\n".join(lines + [f"not identified: {', '.join(unsure)}"] * bool(unsure))
+
+
+def _count_axis(axes) -> None:
+    """Tick labels such as 500k and 2M on a logarithmic x axis."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _loss_axis(axes, low: float, high: float) -> None:
+    """Logarithmic, with ticks at round losses written as plain numbers (powers of ten would leave none)."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    step = next(s for s in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10) if (high - low) / s <= 9)
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    ticks = np.arange(np.ceil(low / step), high / step) * step
+    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.10g}")
+
+
+def _save(figure, path_stem) -> list[Path]:
+    """Write PNG and SVG beside each other, each under a temporary name first; returns their paths."""
+    stem = Path(path_stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+        path = stem.with_name(stem.name + suffix)
+        partial = path.with_name(path.name + ".partial")
+        figure.savefig(partial, format=suffix[1:], dpi=200, metadata=metadata)
+        partial.replace(path)
+        paths.append(path)
+    return paths

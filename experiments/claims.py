@@ -35,20 +35,25 @@ class Claim:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an experiment found: a value and its interval in the claim's unit, over `seeds` seeds."""
+    """What an experiment found: a value and its interval in the claim's unit, over `seeds` seeds.
+
+    remark: why the data cannot decide, in words ("" where they can), e.g. that a parameter is not identified.
+    """
 
     value: float
     low: float
     high: float
     seeds: int
+    remark: str = ""
 
 
 def verdict(claim: Claim, measured: Measured) -> str:
     """`reproduced`: the interval lies inside expected +- margin. `contradicted` (for a toy analogue `not seen at this
-    scale`): it is disjoint from it. Otherwise, and without a finite interval, `inconclusive`.
+    scale`): it is disjoint from it. Otherwise, without a finite interval, and where a remark says that the data cannot
+    decide, `inconclusive`.
     """
     low, high = claim.expected - claim.margin, claim.expected + claim.margin
-    if not (math.isfinite(measured.low) and math.isfinite(measured.high)):
+    if measured.remark or not (math.isfinite(measured.low) and math.isfinite(measured.high)):
         return "inconclusive"
     if low <= measured.low and measured.high <= high:
         return "reproduced"
@@ -63,7 +68,7 @@ def record(claim: Claim, measured: Measured, scale: str) -> dict[str, Any]:
         "id": claim.id, "row": claim.row, "statement": claim.statement, "source": claim.source,
         "expected": claim.expected, "margin": claim.margin, "measured": measured.value,
         "interval": [measured.low, measured.high], "level": claim.level, "unit": claim.unit, "seeds": measured.seeds,
-        "scale": scale, "scope": claim.scope, "verdict": verdict(claim, measured),
+        "scale": scale, "scope": claim.scope, "verdict": verdict(claim, measured), "remark": measured.remark,
     }  # fmt: skip
 
 

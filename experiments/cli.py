@@ -34,13 +34,19 @@ seeds (jaxgpt sweep model.d_model=32,64 train.steps=200,400), look at what is th
 (jaxgpt export). Kill anything at any time: the same command goes on where it was."""
 
 
+OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Minutes = Annotated[float | None, tyro.conf.arg(metavar="MINUTES")]
+Settings = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FIELD=VALUE ...]")]
+Zips = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD,FIELD")]
+
+
 @dataclass(frozen=True)
 class List:
     """The papers, what each takes, and what has come out so far."""
 
     results: Path = Path("results")
     """folder of the results"""
-    json: Path | None = None
+    json: OptionalFile = None
     """write the same here, for machines"""
 
 
@@ -48,15 +54,15 @@ class List:
 class Reproduce:
     """Train what a paper needs, measure, and print its claims with verdicts. Goes on where it was stopped."""
 
-    name: Positional[str]
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="PAPER")]
     """a paper; `jaxgpt list` shows all"""
     scale: Scale = "laptop"
     """smoke: seconds; laptop: minutes on 2 CPU cores; paper: the paper's own sizes, for accelerators"""
     results: Path = Path("results")
     """folder of the results"""
-    max_minutes: float | None = None
+    max_minutes: Minutes = None
     """stop cleanly after about so long; the same command goes on"""
-    json: Path | None = None
+    json: OptionalFile = None
     """write the same numbers here, for machines"""
 
 
@@ -64,15 +70,15 @@ class Reproduce:
 class Train:
     """Train one run. Settings are field=value, for example model.d_model=64."""
 
-    settings: Positional[tuple[str, ...]] = ()
+    settings: Settings = ()
     """field=value, for example model.d_model=64; all fields stand at the end of this page"""
-    config: Path | None = None
+    config: OptionalFile = None
     """a JSON file to start from, e.g. {"model": {"d_model": 64}}; settings come after it"""
     out: Path = Path("results/raw/train")
     """folder for the run's row, curve and checkpoints"""
-    max_minutes: float | None = None
+    max_minutes: Minutes = None
     """stop cleanly after about so long; the same command goes on"""
-    json: Path | None = None
+    json: OptionalFile = None
     """write the run's row here"""
 
 
@@ -80,19 +86,19 @@ class Train:
 class Sweep:
     """Train every combination of settings. A list of values is an axis: model.d_model=32,64 train.steps=200,400."""
 
-    settings: Positional[tuple[str, ...]] = ()
+    settings: Settings = ()
     """field=value, or field=value,value,... for an axis; all fields stand at the end of this page"""
-    zip: tuple[str, ...] = ()
+    zip: Zips = ()
     """axes that go side by side instead of in all combinations, e.g. --zip model.d_model,model.n_heads"""
-    config: Path | None = None
+    config: OptionalFile = None
     """a JSON file to start from, e.g. {"model": {"d_model": 64}}; settings come after it"""
     out: Path = Path("results/raw/sweep")
     """folder for rows, curves and checkpoints; runs that are done there are not done again"""
     dry_run: bool = False
     """only print the runs with N, D, C and the estimated time"""
-    max_minutes: float | None = None
+    max_minutes: Minutes = None
     """stop cleanly after about so long; the same command goes on"""
-    json: Path | None = None
+    json: OptionalFile = None
     """write the rows (or, with --dry-run, the plan) here"""
 
 
@@ -102,7 +108,7 @@ class Runs:
 
     folders: Positional[tuple[Path, ...]] = ()
     """sweep folders; none: all below results/raw"""
-    json: Path | None = None
+    json: OptionalFile = None
     """write the rows here"""
 
 

@@ -38,12 +38,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a paper's experiment gives: a measurement for each claim, a summary table, figures, text for the reader."""
+    """What a paper's experiment gives: a measurement for each claim, a summary table, figures.
+
+    tables: (title, frame) pairs to print before the claims; cells are text as it shall stand.
+    """
 
     measured: Mapping[str, Measured]
     summary: pandas.DataFrame
     figures: tuple[Path, ...]
-    text: str = ""
+    tables: tuple[tuple[str, pandas.DataFrame], ...] = ()
     numbers: Mapping[str, Any] = field(default_factory=dict)  # more, for `--json`
     seconds_training: float = 0.0  # of all runs together, whenever they were made
     device: str = ""

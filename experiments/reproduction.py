@@ -75,8 +75,11 @@ def _make(folder: Path) -> None:
 
 def show(done: Reproduction, console: Console) -> None:
     """Prints the summary, the claims with their verdicts, and, as the last line, the figure's path."""
-    if done.outcome.text:
-        console.print(done.outcome.text, highlight=False)
+    for title, frame in done.outcome.tables:
+        table = Table(*map(str, frame.columns), title=title, title_justify="left")
+        for row in frame.itertuples(index=False):
+            table.add_row(*map(str, row))
+        console.print(table)
     console.print(claims_table(done.claims))
     console.print(
         f"Wrote claims.json, summary.csv, run.json and the figure (PNG, SVG) to {done.folder}", soft_wrap=True
@@ -95,7 +98,14 @@ def claims_table(claims: list[dict[str, Any]]) -> Table:
         interval = f"{c['level']:.0%}: {number(c['interval'][0])} to {number(c['interval'][1])}"
         stated = f"{c['expected']:g} ± {c['margin']:g}{unit}"
         claim = f"{c['statement']} ({c['source']})"
-        table.add_row(claim, stated, number(c["measured"]), interval, str(c["seeds"]), c["verdict"])
+        table.add_row(
+            claim,
+            stated,
+            number(c["measured"]),
+            interval,
+            str(c["seeds"]),
+            c["verdict"] + (c["remark"] and f": {c['remark']}"),
+        )
     table.caption = (
         "reproduced: interval inside stated ± margin; contradicted (far from the source's scale: not seen at this "
         "scale): disjoint from it; else inconclusive"

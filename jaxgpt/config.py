@@ -28,6 +28,9 @@ T = TypeVar("T")
 class BadInput(ValueError):
     """Something the user gave is wrong. The message is one line: the field, the value, what is allowed."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # a value may hold line breaks
+
 
 def _field(default: Any, help: str, *, low: float | None = None, above: float | None = None, identity: bool = True):
     """A config field. `low`/`above`: inclusive/exclusive lower bound. `identity=False`: not part of `run_id`."""

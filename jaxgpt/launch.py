@@ -88,6 +88,7 @@ def sweep(
     lacks the unfinished runs. Raises BadInput before anything is written, StoreError when the disk is full, and
     Interrupted on Ctrl-C or SIGTERM once the state is saved.
     """
+    _use_compilation_cache()
     runs = plan(configs, folder, setup)
     store.prepare(folder)
     record(runs)
@@ -147,6 +148,15 @@ def record(runs: Sequence[Run]) -> None:
                 "cores": os.cpu_count(),
             },
         )
+
+
+def _use_compilation_cache() -> None:
+    """Programs that were compiled once on this machine are read back. JAX_COMPILATION_CACHE_DIR says where they lie."""
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        # By default JAX keeps only what took a second to compile; small programs add up to seconds too.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 class _Stop:

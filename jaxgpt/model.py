@@ -19,6 +19,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def _angles(position_T: Array, width: int) -> Array:
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _dtypes(c: ModelConfig) -> dict[str, jnp.dtype]:
+def _dtypes(c: ModelConfig) -> dict[str, Any]:
     """Dtypes of arithmetic and of parameters, as Flax layers take them."""
     if "float64" in (c.param_dtype, c.compute_dtype) and not jax.config.jax_enable_x64:
         which = "param_dtype" if c.param_dtype == "float64" else "compute_dtype"

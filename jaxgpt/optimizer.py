@@ -79,7 +79,7 @@ def optimizer(config: OptimizerConfig, rate: Array | float, h: Hparams) -> optax
 
 def clip_by_norm(gradient: Any, limit: Array) -> Any:
     """The gradient scaled to a global norm of at most `limit`. (optax's own refuses bfloat16 with a traced limit.)"""
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     scale = jnp.where(norm < limit, 1.0, limit / norm)
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradient)
 

@@ -27,6 +27,7 @@ class Progress:
         self.first_share: dict[str, float] = {}  # what was done of it before this process began
         self.began = time.monotonic()
         self.said = ""
+        self.folder = runs[0].folder
         self.bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -39,6 +40,7 @@ class Progress:
     def __enter__(self) -> Progress:
         self.bar = self.bars.add_task(f"{len(self.number)} runs", total=1.0, state="")
         self.bars.start()
+        self.say(f"{len(self.number)} run{'s' * (len(self.number) > 1)}; rows, curves and checkpoints go to {self.folder}")
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -70,7 +72,9 @@ class Progress:
             self.first_share[run.id] = 1.0
         size = f"N={row['params_non_embedding']:,} D={row['tokens']:,}"
         if row["status"] == "done":
-            result = f"loss {row['final_loss']:.4f} ± {row['final_loss_sem']:.4f} nats/token"
+            # null in a row on disk is what was not measured, or not a number.
+            loss, sem = (math.nan if row[name] is None else row[name] for name in ("final_loss", "final_loss_sem"))
+            result = f"loss {loss:.4f}" + ("" if math.isnan(sem) else f" ± {sem:.4f}") + " nats/token"
         else:
             result = f"[red]{row['status']}[/red] at step {row['steps_done']:,}"
         took = "was there already" if cached else f"{row['wall_seconds']:.1f} s"

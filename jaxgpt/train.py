@@ -88,7 +88,8 @@ def program(config: RunConfig, task: Task) -> Program:
 
 def init_state(program: Program, h: Hparams, seed: int) -> TrainState:
     """The state before the first step."""
-    params = jax.tree.map(jnp.asarray, program.task.init(seed))
+    # Copies, since `advance` donates its state and a task may hold on to what it returned.
+    params = jax.tree.map(jnp.array, program.task.init(seed))
     # jit: one dispatch for all moments instead of two for each tensor.
     opt_state = jax.jit(optimizer(program.optimizer, 0.0, h).init)(params)
     # Four arrays, not one four times: `advance` donates its state, and a buffer can be donated once.
@@ -122,7 +123,7 @@ def train_step(program: Program, state: TrainState, batch: Any, h: Hparams) -> t
     while `step` advances. The guard stands before clipping, which would turn one inf into NaNs everywhere.
     """
     loss, gradient = mean_loss_and_gradient(program.task, state.params, batch, program.microbatches)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     ok = jnp.isfinite(loss) & jnp.isfinite(norm)
     rate = learning_rate(program.optimizer.schedule, state.step, h)
     updates, opt_state = optimizer(program.optimizer, rate, h).update(gradient, state.opt_state, state.params)
@@ -253,7 +254,7 @@ def train(
         store.append_curve(run.folder, run.id, points)
         points.clear()
         meta = {"step": int(state.step), "run_id": run.id, "seconds": seconds()}
-        checkpoint.save(run.checkpoints, int(state.step), state, meta)
+        checkpoint.save(run.checkpoints, int(state.step), state, meta, keep=_keep(run, int(state.step)))
 
     while (step := int(state.step)) < t.steps:
         if stop():
@@ -267,6 +268,8 @@ def train(
         report(Report(run.id, step + done, t.steps, speed.measured(done), float(values["train_loss"][-1])))
         points += _points(run, step, values, state)
         if int(state.bad_in_a_row) >= t.max_bad_steps:
+            if not held():
+                raise Stopped
             if int(state.retry) >= t.max_rollbacks:
                 return _finish(run, state, "diverged", points, seconds(), speed)
             points.clear()
@@ -280,6 +283,15 @@ def train(
         if step == t.steps or (step % checkpoint_every(t) == 0 and not int(state.bad_in_a_row)):
             save(state)
     return _finish(run, state, "done", points, seconds(), speed)
+
+
+def _keep(run: Run, step: int) -> int:
+    """How many checkpoints stay when one is saved at this step: back to the last but one that an undisturbed run would
+    have made too. Those that stops left between them must not push out the one that a roll-back needs.
+    """
+    every, before = checkpoint_every(run.config.train), [s for s in checkpoint.steps(run.checkpoints) if s < step]
+    planned = [s for s in (*before, step) if s % every == 0]
+    return max(2, 1 + sum(s >= planned[-2:][0] for s in before)) if planned else 2
 
 
 def _next(step: int, every: int) -> int:
@@ -346,10 +358,14 @@ def _roll_back(run: Run, prog: Program, h: Hparams, bad: TrainState, say: Callab
     Only checkpoints that an undisturbed run would have made too are taken (multiples of `checkpoint_every`), so that
     a run that was interrupted rolls back to the same step as one that was not.
     """
-    like = init_state(prog, h, run.config.train.seed)
+    state = like = init_state(prog, h, run.config.train.seed)
     every = checkpoint_every(run.config.train)
-    good = [step for step in checkpoint.steps(run.checkpoints) if step % every == 0]
-    state = jax.tree.map(jnp.asarray, checkpoint.restore(run.checkpoints, like, good[-1])[0]) if good else like
+    for step in reversed([step for step in checkpoint.steps(run.checkpoints) if step % every == 0]):
+        try:
+            state = jax.tree.map(jnp.asarray, checkpoint.restore(run.checkpoints, like, step)[0])
+            break
+        except checkpoint.Damaged as error:
+            say(str(error))
     say(f"{int(bad.bad_in_a_row)} non-finite steps in a row: back from step {int(bad.step):,} to {int(state.step):,}")
     return state._replace(retry=bad.retry + 1, bad_steps=bad.bad_steps)
 
@@ -359,7 +375,7 @@ def _points(run: Run, step: int, metrics: dict[str, np.ndarray], state: TrainSta
     t, per_step = run.config.train, run.config.train.batch_size * run.config.model.context
     last = step + len(metrics["train_loss"])
     marked = {last} if last == t.steps or last % eval_every(t) == 0 else set()
-    n = flops.parameters(run.config.model).non_embedding
+    n = _parameters(run, state)[0].non_embedding
     return [
         {
             "step": i,
@@ -373,15 +389,23 @@ def _points(run: Run, step: int, metrics: dict[str, np.ndarray], state: TrainSta
     ]
 
 
+def _parameters(run: Run, state: TrainState) -> tuple[flops.Parameters, bool]:
+    """N, and whether the model is `config.model`'s transformer. A task may train another one: then all its parameters
+    count, by either convention.
+    """
+    counts, total = flops.parameters(run.config.model), sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return (counts, True) if counts.total == total else (flops.Parameters(total, total, 0), False)
+
+
 def _finish(
     run: Run, state: TrainState, status: str, points: list[dict[str, Any]], seconds: float, speed: _Speed
 ) -> dict[str, Any]:
     """Writes what is left of the curve and the run's row, and returns the row."""
     store.append_curve(run.folder, run.id, points)
     c, corpus_tokens = run.config, run.config.tokens
-    evaluated = [p for p in store.read_curve(run.folder, run.id) if p.get("validation_loss") is not None]
-    last = evaluated[-1] if evaluated and status == "done" else {}
-    counts = flops.parameters(c.model)
+    curve = store.read_curve(run.folder, run.id)
+    last = curve[-1] if curve and status == "done" else {}
+    counts, transformer = _parameters(run, state)
     row = {
         "run_id": run.id,
         "status": status,
@@ -389,11 +413,11 @@ def _finish(
         "params_non_embedding": counts.non_embedding,
         "tokens": corpus_tokens,
         "flops_6nd": flops.flops_6nd(counts.non_embedding, corpus_tokens),
-        "flops_exact": flops.flops_exact(c.model, corpus_tokens, attention="causal"),
+        "flops_exact": flops.flops_exact(c.model, corpus_tokens, attention="causal") if transformer else None,
         "final_loss": last.get("validation_loss"),
         "final_loss_sem": last.get("validation_loss_sem"),
         "final_bits_per_byte": last.get("validation_bits_per_byte"),
-        "best_loss": min((p["validation_loss"] for p in evaluated), default=None),
+        "best_loss": min((p["validation_loss"] for p in curve if p.get("validation_loss") is not None), default=None),
         "steps_done": int(state.step),
         "bad_steps": int(state.bad_steps),
         "rollbacks": int(state.retry),

@@ -111,7 +111,7 @@ def _mlp(c, layer, linear, xs, seen):
     pres = [linear(f"{layer}mlp.{'gate' if c.mlp == 'swiglu' else 'up'}", x) for x in xs]
     hidden = [np.array([act(float(p)) for p in pre]) for pre in pres]
     if c.mlp == "swiglu":
-        hidden = [h * linear(layer + "mlp.up", x) for h, x in zip(hidden, xs)]
+        hidden = [h * linear(layer + "mlp.up", x) for h, x in zip(hidden, xs, strict=True)]
     out = [linear(layer + "mlp.down", h) for h in hidden]
     seen[layer + "mlp.pre"], seen[layer + "mlp.hidden"] = np.array(pres), np.array(hidden)
     seen[layer + "mlp.out"] = np.array(out)

@@ -39,10 +39,6 @@ def given(**fields):
     return fields
 
 
-def tiny(**fields):
-    return with_(TINY, **fields)
-
-
 def named(tree):
     """A state or a gradient as {'layers.0.mlp.up.kernel': array}."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -164,19 +160,21 @@ def jacobian(c, key_mask_BxS=None, seed=0):
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rope", "alibi", "none"])
 def test_no_output_depends_on_a_later_input_and_each_on_all_earlier_ones(positions):
-    influence_TxS = jacobian(tiny(positions=positions, mlp="relu", d_input=5, d_output=2))
+    influence_TxS = jacobian(with_(TINY, positions=positions, mlp="relu", d_input=5, d_output=2))
     later = np.triu(np.ones((T, T), bool), k=1)
     assert (influence_TxS[later] == 0).all()
     assert (influence_TxS[~later] > 0).all()
 
 
 def test_without_causality_each_output_depends_on_every_input():
-    assert (jacobian(tiny(causal=False, mlp="none", d_input=5, d_output=2)) > 0).all()
+    assert (jacobian(with_(TINY, causal=False, mlp="none", d_input=5, d_output=2)) > 0).all()
 
 
 @pytest.mark.parametrize("attention", ["softmax", "linear"])
 def test_a_masked_key_influences_its_own_output_only(attention):
-    influence_TxS = jacobian(tiny(attention=attention, causal=False, mlp="none", d_input=5, d_output=2), KEY_MASK_BxS)
+    influence_TxS = jacobian(
+        with_(TINY, attention=attention, causal=False, mlp="none", d_input=5, d_output=2), KEY_MASK_BxS
+    )
     masked = ~KEY_MASK_BxS[:1] & ~np.eye(T, dtype=bool)
     assert (influence_TxS[masked] == 0).all()
     assert (influence_TxS[~masked] > 0).all()
@@ -184,7 +182,7 @@ def test_a_masked_key_influences_its_own_output_only(attention):
 
 @pytest.mark.parametrize("fields", [given(attention="linear"), given(), given(attention_kernel="fused")], ids=str)
 def test_a_query_that_sees_no_key_gets_zeros_and_finite_gradients(fields):
-    c = tiny(n_layers=1, mlp="none", positions="none", **fields)
+    c = with_(TINY, n_layers=1, mlp="none", positions="none", **fields)
 
     @quick_jit
     def run(m):
@@ -229,8 +227,8 @@ def test_permuting_the_input_permutes_the_output_only_without_positions_and_mask
 def test_a_sequence_longer_than_the_position_table_is_refused_and_others_are_not():
     tokens_BxT = np.zeros((B, TINY.context + 1), int)
     with pytest.raises(BadInput, match=r"9 positions .*model\.context=8"):
-        random_model(tiny(positions="learned", n_layers=0))(tokens_BxT)
-    assert random_model(tiny(positions="sinusoidal", n_layers=0))(tokens_BxT).shape == (B, 9, V)
+        random_model(with_(TINY, positions="learned", n_layers=0))(tokens_BxT)
+    assert random_model(with_(TINY, positions="sinusoidal", n_layers=0))(tokens_BxT).shape == (B, 9, V)
 
 
 # --- dtypes ----------------------------------------------------------------------------------------------------
@@ -238,7 +236,7 @@ def test_a_sequence_longer_than_the_position_table_is_refused_and_others_are_not
 
 @pytest.mark.parametrize("fields", [given(mlp="swiglu"), given(positions="alibi", norm="rmsnorm", bias=True)], ids=str)
 def test_bfloat16_compute_is_close_to_float32_and_keeps_float32_parameters(fields):
-    c = tiny(**fields)
+    c = with_(TINY, **fields)
     rough = nnx.merge(model.graphdef(with_(c, compute_dtype="bfloat16")), random_params(c))
     exact_BxTxV, rough_BxTxV = (quick_jit(lambda m: m(TOKENS_BxT))(m) for m in (random_model(c), rough))
     assert (exact_BxTxV.dtype, rough_BxTxV.dtype) == (jnp.float32, jnp.bfloat16)
@@ -248,14 +246,14 @@ def test_bfloat16_compute_is_close_to_float32_and_keeps_float32_parameters(field
 
 
 def test_parameters_have_the_dtype_that_the_config_names():
-    params = model.init_params(tiny(param_dtype="bfloat16", scan_layers=True, bias=True), 0)
+    params = model.init_params(with_(TINY, param_dtype="bfloat16", scan_layers=True, bias=True), 0)
     assert {p.dtype for p in named(params).values()} == {np.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize("field", ["param_dtype", "compute_dtype"])
 def test_float64_without_x64_is_refused_instead_of_silently_becoming_float32(field):
     with pytest.raises(BadInput, match=rf"model\.{field}=float64 needs JAX_ENABLE_X64=1"):
-        model.create(tiny(n_layers=0, **{field: "float64"}))
+        model.create(with_(TINY, n_layers=0, **{field: "float64"}))
 
 
 # --- the same function, computed in other ways -----------------------------------------------------------------
@@ -311,7 +309,7 @@ def test_scan_and_remat_change_no_output_gradient_or_intermediate(fields, plain_
 
 def test_remat_really_recomputes_and_scan_really_scans():
     def program(**fields):
-        m = model.create(tiny(**fields))
+        m = model.create(with_(TINY, **fields))
         return str(jax.make_jaxpr(jax.grad(lambda m: m(TOKENS_BxT).sum()))(m))
 
     assert "remat" in program(remat=True)
@@ -335,7 +333,7 @@ def fused_calls(monkeypatch):
     ids=["alibi, causal, key mask", "rope, both directions"],
 )
 def test_fused_attention_equals_plain_in_outputs_and_gradients(fields, key_mask_BxS, fused_calls):
-    c = tiny(mlp="none", n_layers=1, **fields)
+    c = with_(TINY, mlp="none", n_layers=1, **fields)
     expected = value_gradients_intermediates(with_(c, attention_kernel="plain"), key_mask_BxS)
     assert not fused_calls
     actual = value_gradients_intermediates(with_(c, attention_kernel="fused"), key_mask_BxS)
@@ -344,7 +342,7 @@ def test_fused_attention_equals_plain_in_outputs_and_gradients(fields, key_mask_
 
 
 def test_asking_for_the_pattern_leaves_the_fused_kernel_and_asking_for_heads_does_not(fused_calls):
-    m = model.create(tiny(attention_kernel="fused"))
+    m = model.create(with_(TINY, attention_kernel="fused"))
 
     def calls(**asked):
         fused_calls.clear()
@@ -369,7 +367,7 @@ SHAPES = {
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("fields", [given(), given(norm_placement="parallel"), given(mlp="none")], ids=str)
 def test_the_list_of_intermediates_is_what_inspect_keeps_with_the_documented_shapes(fields, scan_layers):
-    c = tiny(**(given(d_head=6, d_mlp=10, scan_layers=scan_layers) | fields))
+    c = with_(TINY, **(given(d_head=6, d_mlp=10, scan_layers=scan_layers) | fields))
     names = model.intermediates(c)
     assert len(set(names)) == len(names)
     seen = jax.eval_shape(lambda: model.create(c).inspect(TOKENS_BxT, keep=names)[1])
@@ -383,7 +381,7 @@ def test_the_list_of_intermediates_is_what_inspect_keeps_with_the_documented_sha
 
 @pytest.mark.parametrize("fields", [given(), given(scan_layers=True), given(attention_kernel="fused")], ids=str)
 def test_unasked_intermediates_cost_nothing(fields):
-    m = model.create(tiny(**fields))
+    m = model.create(with_(TINY, **fields))
 
     def program(apply):
         return jax.jit(lambda m, tokens_BxT: apply(m, tokens_BxT)).lower(m, TOKENS_BxT).as_text()
@@ -464,7 +462,7 @@ def test_what_this_model_does_not_have_is_refused(name):
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("new", [np.zeros((T, 12)), lambda x: x[:1], 0.0], ids=["array", "function", "number"])
 def test_a_replacement_of_another_shape_is_refused(new, scan_layers):
-    m = model.create(tiny(scan_layers=scan_layers))
+    m = model.create(with_(TINY, scan_layers=scan_layers))
     with pytest.raises(BadInput, match=r"'layers\.1\.mlp\.out' has shape .*; it must be \(2, 7, 12\)"):
         jax.eval_shape(lambda: m.inspect(TOKENS_BxT, replace={"layers.1.mlp.out": new}))
 
@@ -480,7 +478,7 @@ ALL_OPTIONS = [
 def test_every_parameter_of_every_option_has_exactly_one_rule_and_every_rule_is_used():
     used = set()
     for fields in ALL_OPTIONS:
-        for name in named(model.init_params(tiny(**fields), 0)):
+        for name in named(model.init_params(with_(TINY, **fields), 0)):
             rules = [end for end in [*model.INIT_STD, ".bias", ".scale"] if name.endswith(end)]
             assert len(rules) == 1, name
             used |= set(rules)
@@ -519,7 +517,7 @@ def test_each_tensor_has_the_mean_and_standard_deviation_of_the_table(fields):
 
 
 def test_seeds_layers_and_tensors_draw_different_values_and_the_same_seed_the_same_bits():
-    c = tiny(mlp="swiglu")
+    c = with_(TINY, mlp="swiglu")
     params = named(model.init_params(c, 0))
     drawn = [p for name, p in params.items() if not name.endswith("scale")]
     drawn += [p for name, p in named(model.init_params(c, 1)).items() if not name.endswith("scale")]
@@ -529,7 +527,7 @@ def test_seeds_layers_and_tensors_draw_different_values_and_the_same_seed_the_sa
 
 
 def test_another_layer_leaves_the_values_of_the_others_and_scales_what_writes_to_the_stream():
-    two, three = (named(model.init_params(tiny(n_layers=n), 0)) for n in (2, 3))
+    two, three = (named(model.init_params(with_(TINY, n_layers=n), 0)) for n in (2, 3))
     assert set(two) < set(three)
     for name, p in two.items():
         shrinks = name.endswith(("attention.out.kernel", "down.kernel"))
@@ -537,7 +535,7 @@ def test_another_layer_leaves_the_values_of_the_others_and_scales_what_writes_to
 
 
 def test_a_scanned_model_starts_from_the_bits_of_an_unrolled_one():
-    c = tiny(bias=True, positions="learned")
+    c = with_(TINY, bias=True, positions="learned")
     expected = named(model.init_params(c, 5))
     actual = unrolled(with_(c, scan_layers=True), named(model.init_params(with_(c, scan_layers=True), 5)))
     assert set(actual) == set(expected)
@@ -590,7 +588,7 @@ def test_setting_a_weight_by_hand_is_one_line():
 
 
 def test_setting_one_entry_by_hand_is_one_line():
-    m = model.create(tiny(n_layers=0, norm="none"))
+    m = model.create(with_(TINY, n_layers=0, norm="none"))
     m.embed.embedding[3, 5] = 1.5
     _, seen = m.inspect(np.full((1, 1), 3), keep=["embedding"])
     assert seen["embedding"][0, 0, 5] == 1.5

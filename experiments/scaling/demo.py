@@ -7,11 +7,19 @@ that of a finished training; the learning rate falls as 1 / width, from a scan a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from experiments.claims import Claim, Measured
 from experiments.registry import Job, Outcome, Paper, Unfinished
 from jaxgpt.config import RunConfig, override
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas
+
+    from analysis.fit import Fit
 
 HOFFMANN = "Hoffmann et al. 2022"
 LEVEL = 0.9
@@ -91,7 +99,7 @@ SUMMARY = [
 
 def run(job: Job) -> Outcome:
     """Sweeps, fits, draws."""
-    from analysis.fit import fit, predict, to_json
+    from analysis.fit import fit, to_json, with_interval
     from analysis.laws import CHINCHILLA
     from analysis.plots import scaling_figure
     from jaxgpt import load, sweep
@@ -108,23 +116,65 @@ def run(job: Job) -> Outcome:
     largest = n == n.max()
     smaller = fit(CHINCHILLA, {"N": n[~largest], "D": d[~largest]}, loss[~largest],
                   starts=size.starts, bootstraps=size.bootstraps, level=LEVEL)  # fmt: skip
-    errors = [values / loss[largest] - 1 for values in predict(smaller, N=n[largest], D=d[largest])]
+    held_out = {"N": n[largest], "D": d[largest]}
+
+    def mean_error(parameters: Mapping) -> np.ndarray:
+        return (CHINCHILLA.predict(parameters, held_out) / loss[largest] - 1).mean(axis=-1, keepdims=True)
+
     seeds = done["train.seed"].nunique()
-    interval = {name: e.interval for name, e in (fitted.parameters | fitted.derived).items()}
+    estimates = fitted.parameters | fitted.derived
     measured = {
-        "a": Measured(fitted.derived["a"].value, *interval["a"], seeds),
-        "alpha": Measured(fitted.parameters["alpha"].value, *interval["alpha"], seeds),
-        "beta": Measured(fitted.parameters["beta"].value, *interval["beta"], seeds),
-        "extrapolation": Measured(*(float(e.mean()) for e in errors), seeds),
+        name: Measured(e.value, *e.interval, seeds, e.remark)
+        for name, e in estimates.items()
+        if name in ("a", "alpha", "beta")
     }
+    measured["extrapolation"] = Measured(*(float(e[0]) for e in with_interval(smaller, mean_error)), seeds)
     return Outcome(
         measured=measured,
         summary=done[SUMMARY],
+        tables=(
+            ("Validation loss in nats per byte, by size N and training bytes D", _losses(done)),
+            (_how_it_was_fitted(fitted), _parameters(fitted)),
+        ),
         figures=tuple(scaling_figure(done, curves, fitted, job.figure)),
         numbers={"fit": to_json(fitted)},
         seconds_training=float(runs["wall_seconds"].sum()),
         device=str(done["device"].iloc[0]),
         corpus_sha256=str(done["corpus_sha256"].iloc[0]),
+    )
+
+
+def _losses(done: pandas.DataFrame) -> pandas.DataFrame:
+    """Final losses with their standard errors, one line per size and one column per token budget."""
+    text = [f"{loss:.3f} ± {sem:.3f}" for loss, sem in zip(done["final_loss"], done["final_loss_sem"], strict=True)]
+    cells = done.assign(cell=text).pivot_table(
+        index="params_non_embedding", columns="tokens", values="cell", aggfunc="first"
+    )
+    cells.columns = [f"D = {tokens:,}" for tokens in cells.columns]
+    cells.insert(0, "N (non-embedding)", [f"{n:,}" for n in cells.index])
+    return cells.fillna("–")
+
+
+def _how_it_was_fitted(fitted: Fit) -> str:
+    return (
+        f"{fitted.law.formula} on {fitted.points} runs; Huber on log-loss, {fitted.starts} starts, "
+        f"{fitted.share_at_optimum:.0%} of them at the optimum; scatter {fitted.scatter:.2%}"
+    )
+
+
+def _parameters(fitted: Fit) -> pandas.DataFrame:
+    """The law's parameters and exponents with their bootstrap intervals."""
+    import pandas
+
+    interval = f"{fitted.level:.0%} interval ({fitted.bootstraps} bootstraps)"
+    return pandas.DataFrame(
+        {
+            "parameter": name,
+            "value": f"{e.value:.4g}",
+            interval: f"{e.interval[0]:.4g} to {e.interval[1]:.4g}",
+            "identified": e.remark or "yes",
+        }
+        for name, e in (fitted.parameters | fitted.derived).items()
     )
 
 
