@@ -62,7 +62,8 @@ class Fit:
     sample: dict[str, np.ndarray]
 
     @property
-    def values(self) -> dict[str, float]:
+    def best(self) -> dict[str, float]:
+        """The parameters at the optimum, in the law's units."""
         return {name: estimate.value for name, estimate in self.parameters.items()}
 
 
@@ -138,7 +139,7 @@ def fit(
 
 def with_interval(fitted: Fit, quantity: Callable[[Mapping], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Value, low and high of any function of the parameters that returns shape (G,) and broadcasts over them."""
-    value_G = quantity(fitted.values)
+    value_G = quantity(fitted.best)
     each_BxG = quantity({name: draws_B[:, None] for name, draws_B in fitted.sample.items()})
     low_G, high_G = _percentiles(each_BxG, fitted.level)
     return value_G, low_G, high_G

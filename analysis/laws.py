@@ -61,10 +61,11 @@ class Law:
     def predict(self, parameters: Mapping, table: Mapping) -> np.ndarray:
         """Loss in nats per token, for parameters and variables that broadcast against each other."""
         logs = {v: np.log(np.asarray(table[v], dtype=np.float64)) for v in self.variables}
-        return sum(
+        terms = [
             np.exp(np.log(parameters[c]) - sum(np.asarray(parameters[e]) * logs[v] for v, e in powers.items()))
             for c, powers in self.terms
-        )
+        ]
+        return np.asarray(sum(terms))
 
     def natural(self, theta_Sxp: np.ndarray, centre: np.ndarray) -> dict[str, np.ndarray]:
         """Parameters in the law's own units, each of shape (S,), from the fit's coordinates."""

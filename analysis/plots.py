@@ -1,6 +1,7 @@
 """Figures: one look, readable in grey, the same bytes for the same table. matplotlib is imported when one is drawn."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pandas as pd
 from analysis.fit import Fit, predict, with_interval
 from analysis.laws import frontier
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
@@ -40,9 +41,7 @@ def size_styles(sizes) -> dict:
     from matplotlib import colormaps
 
     shade = np.linspace(0.80, 0.08, max(len(sizes), 2))
-    return {
-        n: (colormaps["viridis"](shade[i]), MARKERS[i % len(MARKERS)]) for i, n in enumerate(sorted(sizes))
-    }
+    return {n: (colormaps["viridis"](shade[i]), MARKERS[i % len(MARKERS)]) for i, n in enumerate(sorted(sizes))}
 
 
 def short(count: float) -> str:
@@ -126,7 +125,7 @@ def _points(axes, column: str, runs, n, style):
 
 def _law_words(fit: Fit) -> str:
     """The fitted law and its exponent a, as the figure's caption."""
-    v, a = fit.values, fit.derived["a"]
+    v, a = fit.best, fit.derived["a"]
     law = f"$L = {v['E']:.3g} + {v['A']:.3g}\\,/\\,N^{{{v['alpha']:.2f}}} + {v['B']:.3g}\\,/\\,D^{{{v['beta']:.2f}}}$"
     lines = [law, f"best $N \\propto C^{{\\,a}}$,  a = {a.value:.2f} [{a.interval[0]:.2f}, {a.interval[1]:.2f}]"]
     unsure = [name for name, e in {**fit.parameters, **fit.derived}.items() if not e.identified]
@@ -150,7 +149,7 @@ def _loss_axis(axes, low: float, high: float) -> None:
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     ticks = np.arange(np.ceil(low / step), high / step) * step
-    axes.yaxis.set_major_locator(FixedLocator(ticks))
+    axes.yaxis.set_major_locator(FixedLocator(ticks.tolist()))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.10g}")
 

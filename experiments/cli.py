@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
@@ -306,35 +307,58 @@ def _row(run_id: str, config: RunConfig, status: str) -> dict[str, Any]:
     from jaxgpt.config import flatten, to_dict
 
     n = flops.parameters(config.model)
-    sizes = {"params_total": n.total, "params_non_embedding": n.non_embedding, "tokens": config.tokens}
+    sizes: dict[str, float] = {
+        "params_total": n.total,
+        "params_non_embedding": n.non_embedding,
+        "tokens": config.tokens,
+    }
     sizes["flops_6nd"] = flops.flops_6nd(n.non_embedding, config.tokens)
     return {"run_id": run_id, "status": status} | sizes | flatten(to_dict(config))
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     """Runs for people: id, state, the settings in which they differ, N, D, C, loss, time."""
-    settings = [f.path for f in fields(RunConfig)]
-    differ = [path for path in settings if len({str(row.get(path)) for row in rows}) > 1]
+    differ = [f.path for f in fields(RunConfig) if len({_setting(row.get(f.path)) for row in rows}) > 1]
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("run", lambda row: row["run_id"]),
         ("state", lambda row: row["status"]),
-        *((path, lambda row, path=path: str(row.get(path))) for path in differ),
-        ("N non-emb.", lambda row: f"{row['params_non_embedding']:,}"),
-        ("D tokens", lambda row: f"{row['tokens']:,}"),
-        ("C=6ND FLOPs", lambda row: f"{row['flops_6nd']:.2e}"),
+        *((path.partition(".")[2], lambda row, path=path: _setting(row.get(path))) for path in differ),
+        ("N", lambda row: _short(row["params_non_embedding"])),
+        ("D", lambda row: _short(row["tokens"])),
+        ("C", lambda row: f"{row['flops_6nd']:.1e}"),
     ]
     if any(_is_number(row.get("final_loss")) for row in rows):
         columns += [
-            ("loss nats/token", lambda row: _plus_minus(row.get("final_loss"), row.get("final_loss_sem"))),
+            ("loss", lambda row: f"{_plain(row.get('final_loss'), '.3f')}±{_plain(row.get('final_loss_sem'), '.3f')}"),
             ("bits/byte", lambda row: _plain(row.get("final_bits_per_byte"), ".3f")),
             ("seconds", lambda row: _plain(row.get("wall_seconds"), ".1f")),
         ]
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
     for name, _ in columns:
-        table.add_column(name, justify="left" if name in ("run", "state") else "right", overflow="fold")
-    for row in rows:
+        table.add_column(
+            name, justify="left" if name in ("run", "state") else "right", no_wrap=name in ("run", "C", "loss")
+        )
+    for row in sorted(rows, key=lambda row: (row["params_non_embedding"], row["tokens"])):
         table.add_row(*(cell(row) for _, cell in columns))
+    table.caption = (
+        "N: non-embedding parameters, D: training tokens, C: 6ND FLOPs, loss: nats per token, ± standard error"
+    )
     return table
+
+
+def _short(count: float) -> str:
+    """1234567 -> 1.23M; exact numbers stand in the run table."""
+    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g}{suffix}"
+    return f"{count:g}"
+
+
+def _setting(value: Any) -> str:
+    """A setting as one would write it; a table's NaN is a null."""
+    if value is None or value != value:
+        return "null"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _is_number(value: Any) -> bool:
@@ -343,10 +367,6 @@ def _is_number(value: Any) -> bool:
 
 def _plain(value: Any, form: str) -> str:
     return format(value, form) if _is_number(value) else "–"
-
-
-def _plus_minus(value: Any, error: Any) -> str:
-    return f"{_plain(value, '.4f')} ± {_plain(error, '.4f')}"
 
 
 def _count(words: Sequence[str]) -> str:

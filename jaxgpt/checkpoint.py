@@ -105,6 +105,13 @@ def restore_latest(folder: Path | str, like: Any = None,
     return None
 
 
+def discard_after(folder: Path | str, step: int) -> None:
+    """Deletes the checkpoints of later steps: those that a roll-back to this step has made void."""
+    for later, path in _committed(Path(folder)):
+        if later > step:
+            _discard(path)
+
+
 def restore(folder: Path | str, like: Any, step: int) -> tuple[Any, dict[str, Any]]:
     """(state, meta) of one step, as `restore_latest` gives it. Raises BadInput without it, Damaged if not good."""
     folder = Path(folder)

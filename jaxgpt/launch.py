@@ -152,7 +152,7 @@ def record(runs: Sequence[Run]) -> None:
 
 def _use_compilation_cache() -> None:
     """Programs that were compiled once on this machine are read back. JAX_COMPILATION_CACHE_DIR says where they lie."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # By default JAX keeps only what took a second to compile; small programs add up to seconds too.

@@ -40,9 +40,17 @@ def hparams(config: RunConfig) -> Hparams:
     o, t = config.optimizer, config.train
     clip = np.inf if o.clip is None else o.clip
     data_seed = t.seed if t.data_seed is None else t.data_seed
-    floats = [np.float32(x) for x in (o.learning_rate, o.weight_decay, clip)]
-    fractions = [np.float32(x) for x in (o.decay_fraction, o.final_fraction)]
-    return Hparams(*floats, np.int32(config.warmup_steps), np.int32(t.steps), *fractions, np.uint32(data_seed))
+    values = {
+        "learning_rate": np.float32(o.learning_rate),
+        "weight_decay": np.float32(o.weight_decay),
+        "clip": np.float32(clip),
+        "warmup_steps": np.int32(config.warmup_steps),
+        "steps": np.int32(t.steps),
+        "decay_fraction": np.float32(o.decay_fraction),
+        "final_fraction": np.float32(o.final_fraction),
+        "data_seed": np.uint32(data_seed),
+    }
+    return Hparams(**values)
 
 
 def learning_rate(schedule: str, step: Array, h: Hparams) -> Array:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
+from rich.progress import TextColumn
 
 from jaxgpt import flops
 from jaxgpt.train import Report, Run
@@ -29,18 +29,18 @@ class Progress:
         self.said = ""
         self.folder = runs[0].folder
         self.bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:3.0f} %{task.fields[state]}"),
+            TextColumn("{task.percentage:3.0f} %  {task.fields[state]}"),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
         )
 
     def __enter__(self) -> Progress:
-        self.bar = self.bars.add_task(f"{len(self.number)} runs", total=1.0, state="")
+        self.bar = self.bars.add_task("", total=1.0, state="compiling")
         self.bars.start()
-        self.say(f"{len(self.number)} run{'s' * (len(self.number) > 1)}; rows, curves and checkpoints go to {self.folder}")
+        self.say(
+            f"{len(self.number)} run{'s' * (len(self.number) > 1)}; rows, curves and checkpoints go to {self.folder}"
+        )
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -54,16 +54,17 @@ class Progress:
 
     def report(self, report: Report) -> None:
         """A run has gone on."""
-        name = f"run {self.number[report.run_id]}/{len(self.number)} ({report.run_id})"
+        name = f"run {self.number[report.run_id]}/{len(self.number)}"
         if report.note:
-            self.say(f"{name}: {report.note}")
+            self.say(f"{name} {report.run_id}  {report.note}")
             return
         share = report.step / report.steps
         self.first_share.setdefault(report.run_id, share if math.isnan(report.tokens_per_second) else 0.0)
         self.share[report.run_id] = share
         speed = "compiling" if math.isnan(report.tokens_per_second) else f"{report.tokens_per_second:,.0f} tokens/s"
-        loss = f"loss {report.train_loss:.3f}"
-        self._show(f"  {name}: step {report.step:,}/{report.steps:,}, {loss}, {speed}{self._left()}")
+        self._show(
+            f"{name}  step {report.step:,}/{report.steps:,}  {report.train_loss:.3f} nats  {speed}{self._left()}"
+        )
 
     def finished(self, run: Run, row: dict[str, Any], *, cached: bool) -> None:
         """A run is done: by this process, or before."""
@@ -93,7 +94,7 @@ class Progress:
         left = sum(self.work[i] * (1 - share) for i, share in self.share.items())
         if not done:
             return ""
-        return f", {duration((time.monotonic() - self.began) * left / done)} left"
+        return f"  {duration((time.monotonic() - self.began) * left / done)} left"
 
 
 def duration(seconds: float) -> str:

@@ -276,6 +276,7 @@ def train(
             state = _roll_back(run, prog, h, state, say)
             store.truncate_curve(run.folder, run.id, int(state.step))
             save(state)
+            checkpoint.discard_after(run.checkpoints, int(state.step))  # else resuming would go on from before this
             continue
         step += done
         if step % eval_every(t) == 0 or step == t.steps:
@@ -328,6 +329,7 @@ class _Speed:
 
     def measured(self, done: int) -> float:
         """Tokens per second of the dispatch that has just ended; nan for the first, which compiles."""
+        assert self.began is not None, "steps() starts the clock"
         seconds = time.perf_counter() - self.began
         if not self.compiled:
             self.compiled = True

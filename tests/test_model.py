@@ -136,6 +136,15 @@ def test_every_value_of_every_option_of_the_model_is_among_the_cases():
     assert {(name, value) for name, values in options.items() for value in values} <= covered
 
 
+def test_layernorm_is_accurate_in_float32_where_the_mean_is_large():
+    x_BxTxD = np.random.default_rng(6).normal(1e3, 1.0, (B, T, 12)).astype(np.float32)
+    m = model.create(with_(TINY, n_layers=0))
+    _, seen = m.inspect(TOKENS_BxT, keep=["final"], replace={"embedding": x_BxTxD})
+    x_BxTxD = x_BxTxD.astype(np.float64)
+    expected_BxTxD = (x_BxTxD - x_BxTxD.mean(-1, keepdims=True)) / x_BxTxD.std(-1, keepdims=True)
+    assert_close(seen["final"], expected_BxTxD, 1e-3)
+
+
 @pytest.mark.parametrize("n_heads", [1, 2, 3, 6, 8, 12, 20])
 def test_alibi_slopes_equal_the_reference_for_any_number_of_heads(n_heads):
     bias_HxTxT = np.asarray(model.alibi_HxTxT(n_heads, 3))
@@ -377,6 +386,14 @@ def test_the_list_of_intermediates_is_what_inspect_keeps_with_the_documented_sha
             seen[name].shape
             == (SHAPES | {"embedding": (B, T, 12), "final": (B, T, 12)})[re.sub(r"layers\.\d+\.", "", name)]
         )
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_inspect_keeps_what_was_asked_and_nothing_else(scan_layers):
+    m = model.create(with_(TINY, scan_layers=scan_layers))
+    asked = {"layers.0.mlp.out", "layers.1.residual", "final"}
+    kept = jax.eval_shape(lambda: m.inspect(TOKENS_BxT, keep=asked, replace={"layers.1.mlp.out": jnp.sin})[1])
+    assert set(kept) == asked
 
 
 @pytest.mark.parametrize("fields", [given(), given(scan_layers=True), given(attention_kernel="fused")], ids=str)

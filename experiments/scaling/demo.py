@@ -109,7 +109,7 @@ def run(job: Job) -> Outcome:
     runs = sweep(wanted, job.raw, max_minutes=job.max_minutes)
     if len(runs) < len(wanted):
         raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
-    done = runs[runs["status"] == "done"]
+    done = runs.query("status == 'done'")
     curves = load(job.raw)[1]
     n, d, loss = (done[column].to_numpy(float) for column in ("params_non_embedding", "tokens", "final_loss"))
     fitted = fit(CHINCHILLA, {"N": n, "D": d}, loss, starts=size.starts, bootstraps=size.bootstraps, level=LEVEL)
@@ -121,26 +121,27 @@ def run(job: Job) -> Outcome:
     def mean_error(parameters: Mapping) -> np.ndarray:
         return (CHINCHILLA.predict(parameters, held_out) / loss[largest] - 1).mean(axis=-1, keepdims=True)
 
-    seeds = done["train.seed"].nunique()
+    seeds = len(set(done["train.seed"]))
     estimates = fitted.parameters | fitted.derived
     measured = {
         name: Measured(e.value, *e.interval, seeds, e.remark)
         for name, e in estimates.items()
         if name in ("a", "alpha", "beta")
     }
-    measured["extrapolation"] = Measured(*(float(e[0]) for e in with_interval(smaller, mean_error)), seeds)
+    value, low, high = (float(e[0]) for e in with_interval(smaller, mean_error))
+    measured["extrapolation"] = Measured(value, low, high, seeds)
     return Outcome(
         measured=measured,
-        summary=done[SUMMARY],
+        summary=done.filter(SUMMARY),
         tables=(
             ("Validation loss in nats per byte, by size N and training bytes D", _losses(done)),
             (_how_it_was_fitted(fitted), _parameters(fitted)),
         ),
         figures=tuple(scaling_figure(done, curves, fitted, job.figure)),
         numbers={"fit": to_json(fitted)},
-        seconds_training=float(runs["wall_seconds"].sum()),
-        device=str(done["device"].iloc[0]),
-        corpus_sha256=str(done["corpus_sha256"].iloc[0]),
+        seconds_training=sum(runs["wall_seconds"]),
+        device=done["device"].iloc[0],
+        corpus_sha256=done["corpus_sha256"].iloc[0],
     )
 
 

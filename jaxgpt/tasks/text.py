@@ -60,6 +60,7 @@ class TextTask:
             raise BadInput(
                 f"model.vocab_size={self.model.vocab_size} is too small for bytes; it must be at least {BYTE_VALUES}"
             )
+        model.graphdef(self.model)  # refuses what this process cannot compute, such as float64 without JAX's x64
 
     def data(self, text: Corpus) -> TextData:
         """The corpus on the device. Validation windows stand evenly over the held-out text and do not overlap."""
@@ -82,9 +83,9 @@ class TextTask:
         start_B = jax.random.randint(key, (self.batch_size,), 0, data.train_n.shape[0] - length + 1)
         return data.train_n[start_B[:, None] + jnp.arange(length)].astype(jnp.int32)
 
-    def loss(self, params: nnx.State, window_BxT1: Array) -> tuple[Array, Array]:
-        """Summed cross-entropy in nats, and the number of predicted tokens. float32 or wider."""
-        loss_BxT = self._losses(params, window_BxT1)
+    def loss(self, params: nnx.State, batch: Array) -> tuple[Array, Array]:
+        """Summed cross-entropy in nats over windows [B, T + 1], and the number of predicted tokens. float32 or wider."""
+        loss_BxT = self._losses(params, batch)
         return loss_BxT.sum(), jnp.asarray(loss_BxT.size, loss_BxT.dtype)
 
     def evaluate(self, params: nnx.State, data: TextData) -> Array:

@@ -1,0 +1,239 @@
+"""The fit engine: planted truth, derivatives, scipy as oracle, honest intervals, bad tables, the 240 real points."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from analysis.fit import FitError, fit, huber, minimise, predict, to_json
+from analysis.laws import CHINCHILLA, exponents
+
+TRUTH = {"E": 1.2, "A": 40.0, "B": 900.0, "alpha": 0.35, "beta": 0.5}
+DATA = Path(os.environ.get("JAXGPT_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+POINTS = DATA / "svg_extracted_data.csv"
+
+
+def planted(noise=0.0, seed=0, sizes=5, budgets=3, truth=TRUTH):
+    """A grid of sizes x budgets with log-normal noise: ({"N", "D"}, loss)."""
+    n, d = (g.ravel() for g in np.meshgrid(np.geomspace(1e4, 1e6, sizes), np.geomspace(5e5, 5e6, budgets)))
+    scatter = np.exp(noise * np.random.default_rng(seed).normal(size=n.shape))
+    return {"N": n, "D": d}, CHINCHILLA.predict(truth, {"N": n, "D": d}) * scatter
+
+
+def problem(table, loss):
+    """The fit's inner problem: design, centred log loss, centre."""
+    logs = np.log([table["N"], table["D"]])
+    centre = np.append(logs.mean(axis=1), np.log(loss).mean())
+    return CHINCHILLA.design(logs - centre[:2, None]), np.log(loss) - centre[2], centre
+
+
+@pytest.mark.parametrize("delta", [1e-3, 0.03, np.inf])
+def test_planted_parameters_come_back_without_noise(delta):
+    fitted = fit(CHINCHILLA, *planted(), delta=delta, starts=100, bootstraps=50)
+    assert fitted.best == pytest.approx(TRUTH, rel=1e-6)
+    assert fitted.derived["a"].value == pytest.approx(float(exponents(TRUTH)[0]), rel=1e-6)
+    assert fitted.share_at_optimum == 1.0
+    for estimate in fitted.parameters.values():
+        assert estimate.identified
+        assert estimate.interval == pytest.approx((estimate.value, estimate.value), rel=1e-6)
+
+
+@pytest.mark.parametrize("delta", [1e-2, np.inf])
+def test_gradient_and_hessian_agree_with_finite_differences(delta):
+    rng = np.random.default_rng(3)
+    design, y, _ = problem(*planted(noise=0.03))
+    counts = rng.integers(0, 3, (1, 15)).astype(float)
+    theta = np.array([[-0.7, -1.0, -1.4, 0.4, 0.45]])
+    _, gradient, hessian, _ = huber(theta, design, y, counts, delta)
+    for i, step in enumerate(1e-6 * np.eye(5)):
+        up, down = huber(theta + step, design, y, counts, delta), huber(theta - step, design, y, counts, delta)
+        assert gradient[0, i] == pytest.approx((up[0] - down[0])[0] / 2e-6, rel=1e-5, abs=1e-9)
+        np.testing.assert_allclose(hessian[0, i], (up[1] - down[1])[0] / 2e-6, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(("noise", "delta"), [(0.01, 1e-3), (0.03, 1e-3), (0.03, np.inf)])
+def test_optimum_is_no_worse_than_scipy_from_the_same_starts(noise, delta):
+    table, loss = planted(noise)
+    design, y, centre = problem(table, loss)
+    rng = np.random.default_rng(0)
+    starts = np.column_stack([rng.uniform(-2, 0, (6, 3)), rng.uniform(0.1, 1, (6, 2))])
+    count = np.ones((1, len(y)))
+
+    def objective(theta):
+        value, gradient, _, _ = huber(theta[None], design, y, count, delta)
+        return value[0] * 1e4, gradient[0] * 1e4  # scipy's stopping rules are absolute
+
+    box = [(-11.5, 4.6)] * 3 + [(1e-3, 3.0)] * 2
+    oracle = min(
+        (minimize(objective, s, jac=True, method="L-BFGS-B", bounds=box, options={"maxiter": 2000}) for s in starts),
+        key=lambda result: result.fun,
+    )
+    fitted = fit(CHINCHILLA, table, loss, delta=delta, starts=CHINCHILLA.natural(starts, centre), bootstraps=0)
+    assert fitted.starts == 6
+    assert fitted.objective <= oracle.fun / 1e4 * (1 + 1e-9)
+    assert fitted.objective == pytest.approx(oracle.fun / 1e4, rel=1e-3)
+    assert fitted.gradient_norm < 1e-9
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.02, 0.1])
+def test_every_start_ends_where_the_gradient_vanishes(noise):
+    design, y, _ = problem(*planted(noise, seed=2))
+    rng = np.random.default_rng(0)
+    starts = np.column_stack([rng.uniform(-4, 0, (60, 3)), rng.uniform(0.02, 1.5, (60, 2))])
+    _, objective, gradient = minimise(CHINCHILLA, design, y, np.ones((60, 15)), starts, 1e-3)
+    assert gradient.max() < 1e-8
+    assert np.mean(objective <= objective.min() * (1 + 1e-6)) > 0.9
+
+
+def test_bootstrap_resamples_are_fitted_as_low_as_from_many_starts():
+    table, loss = planted(0.02, seed=1)
+    design, y, centre = problem(table, loss)
+    fitted = fit(CHINCHILLA, table, loss, starts=50, bootstraps=30)
+    rng = np.random.default_rng(0)  # the fit's own default seed: the same resamples
+    counts = rng.multinomial(15, np.full(15, 1 / 15), size=30).astype(float)
+    assert fitted.redrawn == 0
+    mine = huber(CHINCHILLA.internal(fitted.sample, centre), design, y, counts, 1e-3)[0]
+    starts = np.column_stack([rng.uniform(-3, 0, (20, 3)), rng.uniform(0.1, 1, (20, 2))])
+    _, many, _ = minimise(CHINCHILLA, design, y, counts.repeat(20, axis=0), np.tile(starts, (30, 1)), 1e-3)
+    assert np.mean(mine <= many.reshape(30, 20).min(axis=1) * (1 + 1e-6)) >= 0.9
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    a = float(exponents(TRUTH)[0])
+    inside90, inside50 = [], []
+    for seed in range(40):
+        table, loss = planted(0.01, seed, sizes=6, budgets=5)
+        fitted = fit(CHINCHILLA, table, loss, delta=0.02, starts=4, bootstraps=120, seed=seed)
+        low, high = fitted.derived["a"].interval
+        inner = np.quantile(exponents(fitted.sample)[0], [0.25, 0.75])
+        inside90.append(low <= a <= high)
+        inside50.append(inner[0] <= a <= inner[1])
+    assert np.mean(inside90) >= 0.75
+    assert 0.3 <= np.mean(inside50) <= 0.7
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.floats(1e-4, 1e4), st.floats(1e-4, 1e4), st.floats(0.1, 10))
+def test_units_change_their_coefficient_and_nothing_else(k_n, k_d, k_loss):
+    table, loss = planted(0.01, seed=4)
+    plain = fit(CHINCHILLA, table, loss, starts=20, bootstraps=20)
+    scaled = fit(CHINCHILLA, {"N": k_n * table["N"], "D": k_d * table["D"]}, k_loss * loss, starts=20, bootstraps=20)
+    v = plain.best
+    expected = {
+        "E": v["E"] * k_loss,
+        "A": v["A"] * k_loss * k_n ** v["alpha"],
+        "B": v["B"] * k_loss * k_d ** v["beta"],
+        "alpha": v["alpha"],
+        "beta": v["beta"],
+    }
+    assert scaled.best == pytest.approx(expected, rel=1e-5)
+    assert scaled.objective == pytest.approx(plain.objective, rel=1e-8)
+
+
+def test_same_seed_gives_the_same_numbers():
+    table, loss = planted(0.02)
+    first, again = (to_json(fit(CHINCHILLA, table, loss, starts=20, bootstraps=40, seed=5)) for _ in range(2))
+    assert first == again
+
+
+def test_prediction_goes_through_the_law_with_an_interval_around_it():
+    fitted = fit(CHINCHILLA, *planted(0.01), starts=20, bootstraps=200)
+    loss, low, high = predict(fitted, N=np.array([1e5, 1e9]), D=np.array([1e6, 1e10]))
+    np.testing.assert_allclose(loss, CHINCHILLA.predict(fitted.best, {"N": [1e5, 1e9], "D": [1e6, 1e10]}))
+    assert np.all((low < loss) & (loss < high))
+    assert high[1] / low[1] > high[0] / low[0]  # far outside the table the law is less certain
+
+
+def test_a_floor_that_the_table_cannot_show_is_said_to_be_unidentified():
+    fitted = fit(CHINCHILLA, *planted(0.1, seed=0), starts=60, bootstraps=100)
+    floor = fitted.parameters["E"]
+    assert not floor.identified
+    assert floor.remark == "cannot be told from zero"
+
+
+def test_without_bootstraps_there_are_no_intervals_and_json_holds_null():
+    report = json.loads(json.dumps(to_json(fit(CHINCHILLA, *planted(0.01), starts=10, bootstraps=0)), allow_nan=False))
+    assert report["parameters"]["E"]["interval"] == [None, None]
+    assert not report["a"]["identified"]
+
+
+def test_json_names_what_a_machine_looks_for():
+    report = to_json(fit(CHINCHILLA, *planted(0.01), delta=np.inf, starts=10, bootstraps=30))
+    json.dumps(report, allow_nan=False)
+    assert set(report["parameters"]) == {"E", "A", "B", "alpha", "beta"}
+    assert set(report["b"]) == {"value", "interval", "identified", "remark", "unit"}
+    assert report["delta"] is None
+    assert report["points"] == 15
+    assert report["bootstraps"] == 30
+    assert 0 < report["share_at_optimum"] <= 1
+
+
+def test_resamples_that_leave_the_law_open_are_drawn_again_and_counted():
+    table, loss = planted(0.01)
+    few = [0, 2, 4, 5, 7, 12, 14]
+    fitted = fit(CHINCHILLA, {k: v[few] for k, v in table.items()}, loss[few], starts=20, bootstraps=50)
+    assert fitted.redrawn > 0
+    assert all(len(v) == 50 and np.isfinite(v).all() for v in fitted.sample.values())
+
+
+def broken(column, row, value):
+    table, loss = planted()
+    columns = {**table, "loss": loss}
+    columns[column][row] = value
+    return {"N": columns["N"], "D": columns["D"]}, columns["loss"]
+
+
+def with_n_d(n, d):
+    return {"N": np.asarray(n, float), "D": np.asarray(d, float)}, np.linspace(3, 2, len(n))
+
+
+GRID = np.geomspace(1e4, 1e6, 9)
+BAD_TABLES = {
+    "too few points": ((lambda t, y: ({k: v[:6] for k, v in t.items()}, y[:6]))(*planted()), "needs at least 7"),
+    "missing column": (({"N": GRID}, GRID), "the table lacks D"),
+    "zero": (broken("D", 3, 0.0), r"column D holds 0 \(row 3\)"),
+    "NaN": (broken("loss", 5, np.nan), r"column loss holds nan \(row 5\)"),
+    "infinite": (broken("N", 1, np.inf), r"column N holds inf \(row 1\)"),
+    "words": (({"N": ["many"] * 9, "D": GRID}, GRID), "column N is not numeric"),
+    "lengths": (({"N": GRID, "D": GRID[:8]}, GRID), "N has 9, D has 8, loss has 9"),
+    "one N": (with_n_d(np.full(9, 1e5), GRID), "1 different N"),
+    "two D": (with_n_d(GRID, [1e6, 2e6] * 4 + [1e6]), "2 different D"),
+    "D follows N": (with_n_d(GRID, 20 * GRID), "vary D at fixed N"),
+    "D nearly follows N": (with_n_d(GRID, np.round(GRID / 1e3) * 2e4), "vary D at fixed N"),
+}
+
+
+@pytest.mark.parametrize(("bad", "message"), BAD_TABLES.values(), ids=BAD_TABLES)
+def test_a_table_that_cannot_be_fitted_is_refused_in_one_line(bad, message):
+    with pytest.raises(FitError, match=message) as refusal:
+        fit(CHINCHILLA, *bad)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("option", [{"delta": 0.0}, {"level": 1.0}])
+def test_an_impossible_delta_or_level_is_refused(option):
+    with pytest.raises(FitError, match="must be positive"):
+        fit(CHINCHILLA, *planted(), **option)
+
+
+@pytest.mark.skipif(not POINTS.exists(), reason=f"{POINTS} is absent (set JAXGPT_DATA to the data folder)")
+def test_the_240_chinchilla_points_reach_an_optimum_below_the_published_one():
+    points = pd.read_csv(POINTS).query("loss < 3.44699")
+    n = points["Model Size"].to_numpy()
+    table = {"N": n, "D": points["Training FLOP"].to_numpy() / (6 * n)}
+    fitted = fit(CHINCHILLA, table, points["loss"].to_numpy(), starts=60, bootstraps=60)
+    assert fitted.points == 240
+    assert fitted.objective <= 1.0182741e-3
+    assert fitted.gradient_norm < 1e-10
+    assert fitted.share_at_optimum > 0.9
+    assert all(estimate.identified for estimate in fitted.parameters.values())
+    published = {"A": [482.01], "B": [2085.43], "E": [1.8172], "alpha": [0.3478], "beta": [0.3658]}
+    design, y, centre = problem(table, points["loss"].to_numpy())
+    at_published = huber(CHINCHILLA.internal(published, centre), design, y, np.ones((1, 240)), 1e-3)[0][0]
+    assert fitted.objective < at_published < 1.01 * fitted.objective  # Besiroglu et al. 2024, rounded as printed
