@@ -6,6 +6,7 @@ Numbers go to stdout, progress and notes to stderr. Bad input: one line, exit co
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import io
 import itertools
@@ -26,7 +27,7 @@ from tyro.conf import Positional
 from analysis.fit import FitError
 from experiments.registry import Scale, Unfinished
 from jaxgpt.config import BadInput, RunConfig, fields, from_dict, override, parse_settings
-from jaxgpt.store import StoreError
+from jaxgpt.store import StoreError, out_of_space, store_error
 
 DESCRIPTION = """jaxgpt: a JAX research codebase for the science of scale.
 
@@ -36,9 +37,21 @@ seeds (jaxgpt sweep model.d_model=32,64 train.steps=200,400), look at what is th
 
 
 OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
-Minutes = Annotated[float | None, tyro.conf.arg(metavar="MINUTES")]
-Settings = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FIELD=VALUE ...]")]
+Settings = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FIELD=VALUE ...]", help_behavior_hint="")]
 Zips = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD,FIELD")]
+
+
+def _minutes(words: list[str]) -> float:
+    with contextlib.suppress(ValueError):
+        if float(words[0]) >= 0:
+            return float(words[0])
+    raise ValueError(f"{words[0]} is not allowed; it must be a number of minutes, 0 or more")
+
+
+Minutes = Annotated[float | None, tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1, metavar="MINUTES", instance_from_str=_minutes, str_from_instance=lambda minutes: [str(minutes)],
+    is_instance=lambda minutes: minutes is None or isinstance(minutes, float),
+)]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,7 +120,7 @@ class Sweep:
 class Runs:
     """A table of the runs on disk: done, under way, and still to do."""
 
-    folders: Positional[tuple[Path, ...]] = ()
+    folders: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FOLDER ...]", help_behavior_hint="")] = ()
     """sweep folders; none: all below results/raw"""
     json: OptionalFile = None
     """write the rows here"""
@@ -117,9 +130,9 @@ class Runs:
 class Export:
     """Write a run table to a .csv or .parquet file, one row per run."""
 
-    folder: Positional[Path]
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """a sweep folder, for example results/raw/demo/laptop"""
-    file: Positional[Path]
+    file: Annotated[Positional[Path], tyro.conf.arg(metavar="FILE")]
     """where to: a name that ends in .csv or .parquet"""
     curves: bool = False
     """the training curves instead, one row per logged step"""
@@ -174,8 +187,9 @@ def train(flags: Train, console: Console) -> None:
     """`jaxgpt train`."""
     config = override(_base(flags.config), parse_settings(flags.settings))
     rows = _sweep([config], flags.out, flags.max_minutes)
-    _write(flags.json, rows[0])
-    console.print(_table(rows), soft_wrap=False)
+    _write(flags.json, rows[0] if rows else None)
+    if rows:
+        console.print(_table(rows))
     console.print(f"row, curve and checkpoints: {flags.out}", soft_wrap=True)
 
 
@@ -187,7 +201,8 @@ def sweep(flags: Sweep, console: Console) -> None:
         return
     rows = _sweep(configs, flags.out, flags.max_minutes)
     _write(flags.json, rows)
-    console.print(_table(rows))
+    if rows:
+        console.print(_table(rows))
     console.print(f"rows, curves and checkpoints: {flags.out}", soft_wrap=True)
 
 
@@ -214,7 +229,7 @@ def export(flags: Export, console: Console) -> None:
 
     if flags.file.suffix not in (".csv", ".parquet"):
         raise BadInput(f"file={flags.file} is not allowed; its name must end in .csv or .parquet")
-    _target(flags.file)
+    _target("file", flags.file)
     table = store.load(flags.folder)[1 if flags.curves else 0]
     if warning := store.mixed_versions(store.load(flags.folder)[0]):
         sys.stderr.write(f"jaxgpt: {warning}\n")
@@ -244,20 +259,22 @@ def _base(path: Path | None) -> RunConfig:
 
 
 def _configs(base: RunConfig, settings: dict[str, str], zips: Sequence[str]) -> list[RunConfig]:
-    """Single values set the base; lists are axes, zipped where asked, else in all combinations."""
-    from jaxgpt.launch import product, zipped
-
-    base = override(base, {path: value for path, value in settings.items() if "," not in value})
-    axes = {path: value.split(",") for path, value in settings.items() if "," in value}
-    configs = [base]
+    """Lists of values are axes, zipped where asked, else in all combinations; a single value is in all of them."""
+    values = {path: value.split(",") for path, value in settings.items()}
+    axes: list[list[dict[str, str]]] = []
     for group in zips:
         names = group.split(",")
         for name in names:
-            if name not in axes:
+            if len(values.get(name, ())) < 2 or names.count(name) > 1:
                 raise BadInput(f"--zip {group}: {name} is not an axis here; give it values, as in {name}=1,2")
-        together = {name: axes.pop(name) for name in names}
-        configs = [new for config in configs for new in zipped(config, together)]
-    return [new for config in configs for new in product(config, axes)]
+        if len({len(values[name]) for name in names}) > 1:
+            lengths = ", ".join(f"{name} has {len(values[name])}" for name in names)
+            raise BadInput(f"--zip {group}: the axes need equally many values, but {lengths}")
+        together = zip(*(values.pop(name) for name in names), strict=True)
+        axes.append([dict(zip(names, each, strict=True)) for each in together])
+    axes += [[{path: value} for value in several] for path, several in values.items()]
+    # All settings of a run at once: 48 wide with 3 heads is a model, 3 heads in the default width is none.
+    return [override(base, dict(itertools.chain(*(d.items() for d in each)))) for each in itertools.product(*axes)]
 
 
 def _sweep(configs: list[RunConfig], out: Path, max_minutes: float | None) -> list[dict[str, Any]]:
@@ -276,6 +293,8 @@ def _dry_run(configs: list[RunConfig], flags: Sweep, console: Console) -> None:
     from jaxgpt.launch import estimate_seconds, plan
     from jaxgpt.progress import duration
 
+    if flags.out.exists() and not flags.out.is_dir():
+        raise BadInput(f"--out {flags.out} is a file; a folder is needed")
     planned = plan(configs, flags.out)
     rows = [_row(run.id, run.config, "done" if store.read_row(run.folder, run.id) else "to do") for run in planned]
     seconds = estimate_seconds(planned)
@@ -374,12 +393,12 @@ def _count(words: Sequence[str]) -> str:
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or "none"
 
 
-def _target(path: Path | None) -> None:
+def _target(name: str, path: Path | None) -> None:
     """Raises BadInput, before any work, for a file that could not be written at the end."""
     if path is not None and path.is_dir():
-        raise BadInput(f"file={path} is a folder; it must be a file")
+        raise BadInput(f"{name}={path} is a folder; it must be a file")
     if path is not None and not path.absolute().parent.is_dir():
-        raise BadInput(f"file={path} is not allowed; there is no folder {path.absolute().parent}")
+        raise BadInput(f"{name}={path} is not allowed; there is no folder {path.absolute().parent}")
 
 
 def _write(path: Path | None, numbers: Any) -> None:
@@ -414,6 +433,9 @@ COMMANDS: dict[type, tuple[str, Callable[[Any, Console], None]]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 bad input or a full disk, 130 after Ctrl-C, 143 after SIGTERM."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no ± shows a ?
+            stream.reconfigure(errors="replace")
     try:
         _run(words)
     except KeyboardInterrupt as stopped:
@@ -425,32 +447,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(141)
     except Unfinished as error:
         sys.stderr.write(f"{error}\n")
-    except (
-        BadInput,
-        StoreError,
-        FitError,
-    ) as error:  # the user's to mend; anything else is a bug and shows its traceback
+    except (BadInput, FitError, OSError) as error:
+        # The user's to mend; anything else is a bug and shows its traceback.
+        if isinstance(error, OSError) and not isinstance(error, StoreError):
+            if not out_of_space(error):
+                raise
+            error = store_error(error.filename or "the disk", error)
         sys.stderr.write(f"jaxgpt: {' '.join(str(error).split())}\n")
         sys.exit(2)
 
 
 def _run(words: list[str]) -> None:
     flags = _parse(words)
-    _target(getattr(flags, "json", None))
+    _target("--json", getattr(flags, "json", None))
     COMMANDS[type(flags)][1](flags, _console())
 
 
 def _parse(words: list[str]) -> Any:
     """The flags of a sub-command. Raises BadInput with tyro's own reason in one line; --help prints and exits."""
     subcommands = tuple(Annotated[flags, tyro.conf.subcommand(name)] for flags, (name, _) in COMMANDS.items())
+    names = [name for name, _ in COMMANDS.values()]
+    if words and not words[0].startswith("-") and words[0] not in names:
+        near = difflib.get_close_matches(words[0], names, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise BadInput(f"{words[0]!r} is not a command; {hint}there are {', '.join(names)}")
     config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                functools.reduce(operator.or_, subcommands),
+            return tyro.cli(  # pyright: ignore[reportCallIssue]
+                functools.reduce(operator.or_, subcommands),  # pyright: ignore[reportArgumentType]
                 prog="jaxgpt",
-                args=words or ["--help"],
+                args=_settings_first(words) or ["--help"],
                 description=DESCRIPTION,
                 config=config,
             )
@@ -459,10 +487,23 @@ def _parse(words: list[str]) -> Any:
             if words and words[0] in ("train", "sweep"):
                 _console().print(_all_fields())
             raise
-        # tyro draws a box: a title in its border, the reason in its first part.
-        inside = [line.strip("│ ") for line in said.getvalue().splitlines() if line.startswith("│")]
-        reason = " ".join(itertools.takewhile(lambda line: not line.startswith("───"), inside))
-        raise BadInput(f"{' '.join(reason.split())} (see jaxgpt --help)") from None
+        # tyro draws a box, in ASCII where the terminal is not UTF-8: a title, then parts with rules between them.
+        inside = [line.strip("│ ") for line in said.getvalue().splitlines()[1:]]
+        parts = [" ".join(part) for text, part in itertools.groupby(inside, lambda s: s.strip("─-") != "") if text]
+        reason = parts[0] if parts else "these arguments cannot be read"
+        page = f"jaxgpt {words[0]} --help" if words[0] in names else "jaxgpt --help"
+        raise BadInput(f"{' '.join(reason.split())} (see {page})") from None
+
+
+def _settings_first(words: list[str]) -> list[str]:
+    """Settings may stand between the flags of `train` and `sweep`; tyro wants them side by side."""
+    if not words or words[0] not in ("train", "sweep"):
+        return words
+    settings, rest = [], []
+    for before, word in itertools.pairwise(words):
+        is_value = before.startswith("--") and "=" not in before and before not in ("--dry-run", "--dry_run")
+        (rest if is_value or word.startswith("-") else settings).append(word)
+    return [words[0], *settings, *rest]
 
 
 def _console() -> Console:

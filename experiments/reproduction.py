@@ -42,6 +42,7 @@ def reproduce(
     if scale not in paper.takes:
         raise BadInput(f"scale={scale} is not there for {name}; it has {', '.join(paper.takes)}")
     began, raw, folder = time.monotonic(), Path(results) / "raw" / name / scale, outcome_folder(results, name, scale)
+    _check(folder)
     store.prepare(raw)
     _make(folder)
     outcome = paper.run(Job(scale, raw, folder / "figure", max_minutes))
@@ -64,11 +65,15 @@ def outcome_folder(results: Path | str, name: str, scale: Scale) -> Path:
             "paper": results / name / "paper"}[scale]  # fmt: skip
 
 
+def _check(folder: Path) -> None:
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise BadInput(f"{folder}: {nearest} is a file; a folder is needed")
+
+
 def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise BadInput(f"{folder} is a file; a folder is needed") from None
     except OSError as error:
         raise store.store_error(folder, error) from error
 

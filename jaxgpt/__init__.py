@@ -1,8 +1,8 @@
 """jaxgpt: a JAX research codebase for the science of scale.
 
-    from jaxgpt import RunConfig, load, product, sweep
-    runs = sweep(product(RunConfig(), {"model.d_model": [32, 64], "train.steps": [200, 400]}), "results/raw/mine")
-    runs, curves = load("results/raw/mine")
+from jaxgpt import RunConfig, load, product, sweep
+runs = sweep(product(RunConfig(), {"model.d_model": [32, 64], "train.steps": [200, 400]}), "results/raw/mine")
+runs, curves = load("results/raw/mine")
 """
 
 from typing import TYPE_CHECKING, Any

@@ -82,8 +82,9 @@ def steps(folder: Path | str) -> list[int]:
     return sorted({step for step, _ in _committed(Path(folder))})
 
 
-def restore_latest(folder: Path | str, like: Any = None,
-                   say: Callable[[str], None] = print) -> tuple[Any, dict[str, Any]] | None:
+def restore_latest(
+    folder: Path | str, like: Any = None, say: Callable[[str], None] = print
+) -> tuple[Any, dict[str, Any]] | None:
     """(state, meta) of the newest checkpoint that is whole and fits `like`, or None.
 
     `like` is a pytree of arrays or jax.ShapeDtypeStructs; None gives nested dicts. Leaves are NumPy arrays with the
@@ -140,8 +141,11 @@ def _committed(folder: Path) -> list[tuple[int, Path]]:
     """(step, path), the one to try first first. A crash inside `_commit` may leave a step only as `.replaced`."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), match[2] is None, path) for path in folder.iterdir()
-             if path.is_dir() and (match := re.fullmatch(r"step_(\d{8,})(\.replaced)?", path.name))]
+    found = [
+        (int(match[1]), match[2] is None, path)
+        for path in folder.iterdir()
+        if path.is_dir() and (match := re.fullmatch(r"step_(\d{8,})(\.replaced)?", path.name))
+    ]
     return [(step, path) for step, _, path in sorted(found, reverse=True)]
 
 
@@ -214,7 +218,7 @@ def _flatten(state: Any) -> dict[str, np.ndarray]:
 
     arrays = {}
     for name, (_, leaf) in _leaves(state).items():
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise TypeError(f"{name} is a typed PRNG key; save jax.random.key_data of it")
         arrays[name] = np.asarray(leaf)
         if arrays[name].dtype.hasobject or arrays[name].dtype.kind in "USMm":
@@ -253,8 +257,10 @@ def _misfit(manifest: dict[str, Any], like: Any) -> str | None:
 
 
 def _write_manifest(folder: Path, step: int, state: Any, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    tree = [{"name": name, "path": path, "dtype": arrays[name].dtype.name, "shape": list(arrays[name].shape)}
-            for name, (path, _) in _leaves(state).items()]
+    tree = [
+        {"name": name, "path": path, "dtype": arrays[name].dtype.name, "shape": list(arrays[name].shape)}
+        for name, (path, _) in _leaves(state).items()
+    ]
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with open(path, "rb") as file:
@@ -331,13 +337,13 @@ def _load(path: Path, like: Any) -> tuple[Any, dict[str, Any]]:
 def _orbax_save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     from orbax.checkpoint import v1 as ocp
 
-    _quietly(lambda: ocp.save(path.absolute(), arrays))
+    _quietly(lambda: ocp.save(str(path.absolute()), arrays))
 
 
 def _orbax_load(path: Path) -> dict[str, np.ndarray]:
     from orbax.checkpoint import v1 as ocp
 
-    return _quietly(lambda: ocp.load(path.absolute()))
+    return _quietly(lambda: ocp.load(str(path.absolute())))
 
 
 def _quietly(call: Callable[[], Any]) -> Any:

@@ -295,7 +295,7 @@ def _fields(cls: type, prefix: str = "") -> tuple[FieldInfo, ...]:
 
 
 def override(config: T, settings: Mapping[str, Any]) -> T:
-    """A copy with some fields replaced: `override(config, {'model.d_model': 64})`. Strings are read by the field's type."""
+    """A copy with fields replaced: `override(config, {'model.d_model': 64})`. Strings are read by the field's type."""
     known = {f.path: f for f in fields(type(config))}
     tree = to_dict(config)
     for path, value in settings.items():
@@ -310,7 +310,7 @@ def override(config: T, settings: Mapping[str, Any]) -> T:
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, str]:
-    """['model.d_model=64'] -> {'model.d_model': '64'}. Raises BadInput for a word without `=` and for a repeated field."""
+    """['model.d_model=64'] -> {'model.d_model': '64'}. Raises BadInput without `=` and for a repeated field."""
     settings: dict[str, str] = {}
     for word in words:
         path, equals, value = word.partition("=")

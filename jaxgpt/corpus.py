@@ -25,8 +25,18 @@ from jaxgpt.config import BadInput
 SEPARATOR = b"\0"
 
 # Glob patterns. The last three are not Python's own but written by whoever built or packaged this one.
-STDLIB_LEFT_OUT = ("test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__",
-                   "config-*", "_sysconfigdata*", "sitecustomize.py")
+STDLIB_LEFT_OUT = (
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "config-*",
+    "_sysconfigdata*",
+    "sitecustomize.py",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +71,8 @@ def load(name: str, validation_fraction: float, context: int) -> Corpus:
     if not documents:
         _refuse(name, f"holds no text{f' ({skipped})' if skipped else ''}; it must hold files of UTF-8 text")
     if len(documents) == 1:
-        train, validation = _cut(*documents.values(), validation_fraction)
+        (text,) = documents.values()
+        train, validation = _cut(text, validation_fraction)
         counts = (1, 1)
     else:
         held_out = _held_out(documents, validation_fraction)
@@ -70,14 +81,18 @@ def load(name: str, validation_fraction: float, context: int) -> Corpus:
         counts = (len(documents) - len(held_out), len(held_out))
     for side, stream in (("training", train), ("validation", validation)):
         if len(stream) <= context:
-            _refuse(name, f"is too short: the {side} stream has {len(stream)} bytes and needs {context + 1} "
-                          f"(model.context={context}, data.validation_fraction={validation_fraction:g})")
+            _refuse(
+                name,
+                f"is too short: the {side} stream has {len(stream)} bytes and needs {context + 1} "
+                f"(model.context={context}, data.validation_fraction={validation_fraction:g})",
+            )
     sha256 = hashlib.sha256()
     for stream in (train, validation):
         sha256.update(len(stream).to_bytes(8, "little"))
         sha256.update(stream)
-    return Corpus(name, np.frombuffer(train, np.uint8), np.frombuffer(validation, np.uint8),
-                  sha256.hexdigest(), counts, skipped)
+    return Corpus(
+        name, np.frombuffer(train, np.uint8), np.frombuffer(validation, np.uint8), sha256.hexdigest(), counts, skipped
+    )
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -125,9 +140,13 @@ def _paths(root: Path, left_out: tuple[str, ...] = ()) -> list[str]:
     Hidden names and names that match a pattern of left_out are skipped. Links are followed, but a folder is
     entered once and never when it holds root: links in a circle end, and no link widens the corpus upwards.
     """
+
     def wanted(names: list[str]) -> list[str]:
-        return sorted(name for name in names if not name.startswith(".")
-                      and not any(fnmatch.fnmatchcase(name, pattern) for pattern in left_out))
+        return sorted(
+            name
+            for name in names
+            if not name.startswith(".") and not any(fnmatch.fnmatchcase(name, pattern) for pattern in left_out)
+        )
 
     entered = {_inode(folder) for folder in root.resolve().parents}
     found = []

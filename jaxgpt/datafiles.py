@@ -26,27 +26,32 @@ class DataFile:
     citation: str
 
 
-_FILES = {file.name: file for file in (
-    DataFile(
-        name="svg_extracted_data.csv",
-        url="https://raw.githubusercontent.com/epoch-research/analyzing-chinchilla/main/data/"
+_FILES = {
+    file.name: file
+    for file in (
+        DataFile(
+            name="svg_extracted_data.csv",
+            url="https://raw.githubusercontent.com/epoch-research/analyzing-chinchilla/main/data/"
             "svg_extracted_data.csv",
-        sha256="193478df4e90f040016431996c45682659306840ecdadf83cfb9cd5ca0aa1b30",
-        source="epoch-research/analyzing-chinchilla: 245 (model size, training FLOP, loss) points read off "
-               "Figure 4 of Hoffmann et al. 2022",
-        licence="none stated",
-        citation="Besiroglu et al. 2024, Chinchilla Scaling: A replication attempt, arXiv:2404.10102"),
-    DataFile(
-        name="bigg_audit_table.json",
-        # Pinned: the repository is worked on, and the published name differs from ours.
-        url="https://raw.githubusercontent.com/PeterPonyu/calibration-traps/"
+            sha256="193478df4e90f040016431996c45682659306840ecdadf83cfb9cd5ca0aa1b30",
+            source="epoch-research/analyzing-chinchilla: 245 (model size, training FLOP, loss) points read off "
+            "Figure 4 of Hoffmann et al. 2022",
+            licence="none stated",
+            citation="Besiroglu et al. 2024, Chinchilla Scaling: A replication attempt, arXiv:2404.10102",
+        ),
+        DataFile(
+            name="bigg_audit_table.json",
+            # Pinned: the repository is worked on, and the published name differs from ours.
+            url="https://raw.githubusercontent.com/PeterPonyu/calibration-traps/"
             "9adfe441cd507063550bf595aa8aad6473af1b2e/experiments/results/bigbench_audit/audit_table.json",
-        sha256="89cbd8bb8c891515060f0e3818cb262b3983e8e807f16c96bc7705d670366492",
-        source="PeterPonyu/calibration-traps: accuracy of 12 BIG-G model sizes on 89 BIG-bench "
-               "multiple-choice tasks, derived from google/BIG-bench (Apache-2.0)",
-        licence="CC BY 4.0",
-        citation="Srivastava et al. 2022, Beyond the Imitation Game, arXiv:2206.04615"),
-)}
+            sha256="89cbd8bb8c891515060f0e3818cb262b3983e8e807f16c96bc7705d670366492",
+            source="PeterPonyu/calibration-traps: accuracy of 12 BIG-G model sizes on 89 BIG-bench "
+            "multiple-choice tasks, derived from google/BIG-bench (Apache-2.0)",
+            licence="CC BY 4.0",
+            citation="Srivastava et al. 2022, Beyond the Imitation Game, arXiv:2206.04615",
+        ),
+    )
+}
 
 
 def names() -> list[str]:
@@ -78,16 +83,19 @@ def fetch(name: str) -> Path:
         if path.exists():
             found = _sha256(path)
             if found != file.sha256:
-                raise BadInput(f"{path} has other bytes than the published file: sha256 {file.sha256} "
-                               f"expected, {found} found")
+                raise BadInput(
+                    f"{path} has other bytes than the published file: sha256 {file.sha256} expected, {found} found"
+                )
             return path
     import pooch  # imports requests; most commands fetch nothing
 
     try:
         cached = pooch.retrieve(file.url, f"sha256:{file.sha256}", name, pooch.os_cache("jaxgpt"))
     except (OSError, ValueError) as error:  # no network, HTTP error, full disk; ValueError: other bytes came
-        raise BadInput(f"{name} could not be fetched from {file.url} ({type(error).__name__}); "
-                       f"JAXGPT_DATA can name a folder that holds it") from error
+        raise BadInput(
+            f"{name} could not be fetched from {file.url} ({type(error).__name__}); "
+            f"JAXGPT_DATA can name a folder that holds it"
+        ) from error
     return Path(cached)
 
 

@@ -22,6 +22,7 @@ import jax
 
 from jaxgpt import flops, lease, store
 from jaxgpt.config import BadInput, RunConfig, override, run_id, to_dict
+from jaxgpt.optimizer import hparams
 from jaxgpt.progress import Progress
 from jaxgpt.tasks import text
 from jaxgpt.train import Run, Source, Stopped, program, train
@@ -68,6 +69,7 @@ def plan(configs: Iterable[RunConfig], folder: Path | str, setup: Setup | None =
     for config in configs:
         source = setup(config)
         _check_memory(config)
+        hparams(config)  # refuses what does not fit its 32 bits
         runs.setdefault(run_id(config, source.identity), Run(config, source, Path(folder)))
     if not runs:
         raise BadInput("a sweep needs at least one run")
@@ -84,9 +86,9 @@ def sweep(
 ) -> pandas.DataFrame:
     """Trains what is not yet trained and returns the finished runs, one row each, in the order of `configs`.
 
-    setup: what a config trains on; default: text, as `tasks.text.reader` says. max_minutes: stop cleanly after about this long; the table then
-    lacks the unfinished runs. Raises BadInput before anything is written, StoreError when the disk is full, and
-    Interrupted on Ctrl-C or SIGTERM once the state is saved.
+    setup: what a config trains on; default: text, as `tasks.text.reader` says. max_minutes: stop cleanly after about
+    this long; the table then lacks the unfinished runs. Raises BadInput before anything is written, StoreError when
+    the disk is full, and Interrupted on Ctrl-C or SIGTERM once the state is saved.
     """
     _use_compilation_cache()
     runs = plan(configs, folder, setup)
@@ -98,7 +100,9 @@ def sweep(
             left = [run for run in pending if not stop() and not _done(run, stop, shown)]
             # Runs that neither finished here nor were stopped are in other hands: look again later.
             if len(left) == len(pending) and not stop():
-                shown.say(f"waits for {lease.holder(folder, left[0].id) or 'another process'} to finish {left[0].id}")
+                who = lease.holder(folder, left[0].id) or "another process"
+                # Without the age of its heartbeat, so that waiting is one line and not one a second.
+                shown.say(f"waits for {', '.join(who.split(', ')[:2])} to finish {left[0].id}")
                 time.sleep(WAIT_SECONDS)
             pending = left
         finished = [row for run in runs if (row := store.read_row(folder, run.id))]
@@ -152,7 +156,7 @@ def record(runs: Sequence[Run]) -> None:
 
 def _use_compilation_cache() -> None:
     """Programs that were compiled once on this machine are read back. JAX_COMPILATION_CACHE_DIR says where they lie."""
-    if jax.config.values["jax_compilation_cache_dir"] is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
         # By default JAX keeps only what took a second to compile; small programs add up to seconds too.

@@ -137,7 +137,7 @@ def holder(folder: Path | str, name: str) -> str | None:
         return None
     if owner == "released":
         return None
-    who = f"{owner['host']}, pid {owner['pid']}" if owner else "a process that has not said its name"
+    who = f"{owner['host']}, pid {owner['pid']}" if isinstance(owner, dict) else "a process that has not said its name"
     return f"{who}, {max(age, 0):.0f} s ago"
 
 

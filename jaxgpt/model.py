@@ -9,7 +9,7 @@ F MLP width, L layers, V output width. `x_BxTxD` is the residual stream.
 Inside a trained model one can look and change by name:
 
     logits, seen = model.inspect(tokens_BxT, keep=["layers.0.attention.pattern"])
-    logits, _ = model.inspect(tokens_BxT, replace={"layers.1.attention.heads": lambda z_BxTxHxK: z_BxTxHxK.at[:, :, 0].set(0)})
+    ablated, _ = model.inspect(tokens_BxT, replace={"layers.1.attention.heads": lambda z_BxTxHxK: 0 * z_BxTxHxK})
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def _angles(position_T: Array, width: int) -> Array:
 
 def _dtypes(c: ModelConfig) -> dict[str, Any]:
     """Dtypes of arithmetic and of parameters, as Flax layers take them."""
-    if "float64" in (c.param_dtype, c.compute_dtype) and not jax.config.jax_enable_x64:
+    if "float64" in (c.param_dtype, c.compute_dtype) and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         which = "param_dtype" if c.param_dtype == "float64" else "compute_dtype"
         raise BadInput(f"model.{which}=float64 needs JAX_ENABLE_X64=1 in the environment; without it use float32")
     param = jnp.dtype(c.param_dtype)
@@ -89,8 +89,15 @@ def _dtypes(c: ModelConfig) -> dict[str, Any]:
 
 def _linear(c: ModelConfig, d_in: int, d_out: int) -> nnx.Linear:
     # Zeros, because `init_params` is the one place where parameters get their values.
-    return nnx.Linear(d_in, d_out, use_bias=c.bias, precision=c.matmul_precision, rngs=nnx.Rngs(0),
-                      kernel_init=nnx.initializers.zeros, **_dtypes(c))
+    return nnx.Linear(
+        d_in,
+        d_out,
+        use_bias=c.bias,
+        precision=c.matmul_precision,
+        rngs=nnx.Rngs(0),
+        kernel_init=nnx.initializers.zeros,
+        **_dtypes(c),
+    )
 
 
 def _table(c: ModelConfig, rows: int) -> nnx.Embed:
@@ -103,12 +110,20 @@ def _norm(c: ModelConfig) -> Callable[[Array], Array]:
     if c.norm == "rmsnorm":
         return nnx.RMSNorm(c.d_model, epsilon=NORM_EPSILON, rngs=nnx.Rngs(0), **_dtypes(c))
     # The two-pass variance: the fast one, E[x^2] - E[x]^2, cancels when the mean is large.
-    return nnx.LayerNorm(c.d_model, epsilon=NORM_EPSILON, use_bias=c.bias, use_fast_variance=False,
-                         rngs=nnx.Rngs(0), **_dtypes(c))
+    return nnx.LayerNorm(
+        c.d_model, epsilon=NORM_EPSILON, use_bias=c.bias, use_fast_variance=False, rngs=nnx.Rngs(0), **_dtypes(c)
+    )
 
 
 def _identity(x: Array) -> Array:
     return x
+
+
+class Mask(NamedTuple):
+    """Which keys each query sees."""
+
+    visible_BxTxS: Array  # bool, batch of 1 where all sequences are alike; causality and hidden keys together
+    keys_BxS: Array | None  # bool; the caller's, None: no key is hidden
 
 
 class Attention(nnx.Module):
@@ -122,17 +137,18 @@ class Attention(nnx.Module):
         self.value = _linear(c, c.d_model, width)
         self.out = _linear(c, width, c.d_model)
 
-    def __call__(self, x_BxTxD: Array, visible_BxTxS: Array, tap: Tap, tapped: Callable[[str], bool]) -> Array:
+    def __call__(self, x_BxTxD: Array, mask: Mask, tap: Tap, tapped: Callable[[str], bool]) -> Array:
         c = self.config
         q_BxTxHxK, k_BxSxHxK, v_BxSxHxK = (
             rearrange(project(x_BxTxD), "B T (H K) -> B T H K", H=c.n_heads)
-            for project in (self.query, self.key, self.value))
+            for project in (self.query, self.key, self.value)
+        )
         if c.positions == "rope":
             q_BxTxHxK, k_BxSxHxK = rotate(q_BxTxHxK), rotate(k_BxSxHxK)
         if c.attention == "softmax" and self._fused() and not tapped("attention.pattern"):
-            z_BxTxHxK = self._fused_heads(q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, visible_BxTxS)
+            z_BxTxHxK = self._fused_heads(q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, mask)
         else:
-            pattern_BxHxTxS = tap("attention.pattern", self.pattern(q_BxTxHxK, k_BxSxHxK, visible_BxTxS))
+            pattern_BxHxTxS = tap("attention.pattern", self.pattern(q_BxTxHxK, k_BxSxHxK, mask.visible_BxTxS))
             z_BxTxHxK = jnp.einsum("BHTS,BSHK->BTHK", pattern_BxHxTxS, v_BxSxHxK, precision=c.matmul_precision)
         z_BxTxHxK = tap("attention.heads", z_BxTxHxK)
         return tap("attention.out", self.out(rearrange(z_BxTxHxK, "B T H K -> B T (H K)")))
@@ -159,15 +175,23 @@ class Attention(nnx.Module):
         # On CPU it was 11 % slower than the plain product.
         return kernel == "fused" or (kernel == "auto" and jax.default_backend() == "gpu")
 
-    def _fused_heads(self, q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, visible_BxTxS: Array) -> Array:
+    def _fused_heads(self, q_BxTxHxK: Array, k_BxSxHxK: Array, v_BxSxHxK: Array, mask: Mask) -> Array:
         c = self.config
-        # cuDNN's flash attention takes half precision only; elsewhere JAX picks XLA's.
-        flash = jax.default_backend() == "gpu" and q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16)
-        bias = alibi_HxTxT(c.n_heads, k_BxSxHxK.shape[1])[None] if c.positions == "alibi" else None
+        # cuDNN's flash attention: half precision, heads of at most 128 in steps of 8, and here no bias. Else XLA's own.
+        half = q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16) and c.positions != "alibi"
+        flash = jax.default_backend() == "gpu" and half and c.head_width <= 128 and c.head_width % 8 == 0
         z_BxTxHxK = jax.nn.dot_product_attention(
-            q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, bias=bias, mask=visible_BxTxS[:, None],
-            implementation="cudnn" if flash else "xla")
-        return jnp.where(visible_BxTxS.any(axis=-1)[..., None, None], z_BxTxHxK, 0)
+            q_BxTxHxK,
+            k_BxSxHxK,
+            v_BxSxHxK,
+            bias=alibi_HxTxT(c.n_heads, k_BxSxHxK.shape[1])[None] if c.positions == "alibi" else None,
+            mask=None if mask.keys_BxS is None else mask.keys_BxS[:, None, None, :],
+            is_causal=c.causal,  # said apart from the mask, so that the kernel can leave out what is above the diagonal
+            implementation="cudnn" if flash else "xla",
+        )
+        if mask.keys_BxS is None:
+            return z_BxTxHxK
+        return jnp.where(mask.visible_BxTxS.any(axis=-1)[..., None, None], z_BxTxHxK, 0)
 
 
 class MLP(nnx.Module):
@@ -201,9 +225,9 @@ class Block(nnx.Module):
         self.mlp_norm = _norm(c) if c.mlp != "none" else _identity
         self.mlp = MLP(c) if c.mlp != "none" else None
 
-    def __call__(self, x_BxTxD: Array, visible_BxTxS: Array, tap: Tap, tapped: Callable[[str], bool]) -> Array:
+    def __call__(self, x_BxTxD: Array, mask: Mask, tap: Tap, tapped: Callable[[str], bool]) -> Array:
         def attend(x_BxTxD: Array) -> Array:
-            return self.attention(x_BxTxD, visible_BxTxS, tap, tapped)
+            return self.attention(x_BxTxD, mask, tap, tapped)
 
         def think(x_BxTxD: Array) -> Array:
             return self.mlp(x_BxTxD, tap) if self.mlp is not None else jnp.zeros_like(x_BxTxD)
@@ -242,8 +266,14 @@ class Transformer(nnx.Module):
         """
         return self.inspect(inputs, key_mask_BxS)[0]
 
-    def inspect(self, inputs: Array, key_mask_BxS: Array | None = None, *, keep: Iterable[str] = (),
-                replace: Mapping[str, Replacement] | None = None) -> tuple[Array, dict[str, Array]]:
+    def inspect(
+        self,
+        inputs: Array,
+        key_mask_BxS: Array | None = None,
+        *,
+        keep: Iterable[str] = (),
+        replace: Mapping[str, Replacement] | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
         """Outputs and the intermediates named in `keep`; those named in `replace` take the caller's value first.
 
         Names: see `intermediates`. A replacement is an array of the same shape, or a function of the value.
@@ -252,27 +282,35 @@ class Transformer(nnx.Module):
         taps = _Taps(self.config, frozenset(keep), dict(replace or {}))
         kept: dict[str, Array] = {}
         x_BxTxD = taps.at("embedding", kept, self._embed(inputs))
-        visible_BxTxS = self._visible(*x_BxTxD.shape[:2], key_mask_BxS)
-        x_BxTxD = self._blocks(x_BxTxD, visible_BxTxS, taps, kept)
+        mask = Mask(self._visible(x_BxTxD, key_mask_BxS), key_mask_BxS)
+        x_BxTxD = self._blocks(x_BxTxD, mask, taps, kept)
         x_BxTxD = taps.at("final", kept, self.final_norm(x_BxTxD))
         if self.read_out is not None:
             return self.read_out(x_BxTxD), kept
-        return (self.unembed(x_BxTxD) if self.unembed is not None else self.embed.attend(x_BxTxD)), kept
+        if self.unembed is not None:
+            return self.unembed(x_BxTxD), kept
+        assert self.embed is not None, "ModelConfig ties the output only to a token embedding"
+        return self.embed.attend(x_BxTxD), kept
 
     def _embed(self, inputs: Array) -> Array:
         c, length = self.config, inputs.shape[1]
-        x_BxTxD = self.embed(inputs) if self.embed is not None else self.read_in(inputs)
+        read = self.embed if self.embed is not None else self.read_in
+        assert read is not None, "one of the two is there"
+        x_BxTxD = read(inputs)
         if self.position is not None:
             if length > c.context:
-                raise BadInput(f"a sequence of {length} positions is longer than model.context={c.context}, "
-                               "the size of the learned position table")
+                raise BadInput(
+                    f"a sequence of {length} positions is longer than model.context={c.context}, "
+                    "the size of the learned position table"
+                )
             x_BxTxD += self.position(jnp.arange(length))[None]
         if c.positions == "sinusoidal":
             x_BxTxD += sinusoidal_TxD(length, c.d_model).astype(x_BxTxD.dtype)[None]
         return x_BxTxD
 
-    def _visible(self, batch: int, length: int, key_mask_BxS: Array | None) -> Array:
+    def _visible(self, x_BxTxD: Array, key_mask_BxS: Array | None) -> Array:
         """Which keys each query sees, [B or 1, T, S], bool."""
+        batch, length, _ = x_BxTxD.shape
         visible_1xTxS = jnp.ones((1, length, length), bool)
         if self.config.causal:
             visible_1xTxS = jnp.tril(visible_1xTxS)
@@ -280,7 +318,7 @@ class Transformer(nnx.Module):
             return visible_1xTxS
         return jnp.broadcast_to(visible_1xTxS & key_mask_BxS[:, None, :], (batch, length, length))
 
-    def _blocks(self, x_BxTxD: Array, visible_BxTxS: Array, taps: _Taps, kept: dict[str, Array]) -> Array:
+    def _blocks(self, x_BxTxD: Array, mask: Mask, taps: _Taps, kept: dict[str, Array]) -> Array:
         c = self.config
         if not c.n_layers:
             return x_BxTxD
@@ -291,7 +329,7 @@ class Transformer(nnx.Module):
             seen: dict[str, Array] = {}
             block = nnx.merge(graphdef, state)
             tap = partial(taps.in_layer, index, seen)
-            return block(x_BxTxD, visible_BxTxS, tap, taps.wants), seen
+            return block(x_BxTxD, mask, tap, taps.wants), seen
 
         def maybe_remat(function: Callable) -> Callable:
             return jax.checkpoint(function) if c.remat else function
@@ -304,6 +342,7 @@ class Transformer(nnx.Module):
             seen = {f"layers.{i}.{name}": value_Lx[i] for name, value_Lx in seen.items() for i in range(c.n_layers)}
             kept |= {name: value for name, value in seen.items() if name in taps.keep}
             return x_BxTxD
+        assert isinstance(self.layers, nnx.List)
         for i, block in enumerate(self.layers):
             # Each layer's own graph, so that a layer edited by hand (without its MLP, say) runs as it now is.
             graphdef, state = nnx.split(block)
@@ -345,8 +384,10 @@ class _Taps:
         for name in [*keep, *replace]:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
-                raise BadInput(f"{name!r} is not an intermediate of this model"
-                               f"{f'; did you mean {near[0]!r}?' if near else ''} (see jaxgpt.model.intermediates)")
+                raise BadInput(
+                    f"{name!r} is not an intermediate of this model"
+                    f"{f'; did you mean {near[0]!r}?' if near else ''} (see jaxgpt.model.intermediates)"
+                )
         self.keep, self.replace = keep, replace
 
     def wants(self, name: str) -> bool:
@@ -362,12 +403,16 @@ class _Taps:
         return value
 
     def in_layer(self, index: int | Array, seen: dict[str, Array], name: str, value: Array) -> Array:
-        """A value inside a layer. The number of a scanned layer is traced: there all layers compute, and one chooses."""
+        """A value inside a layer. A scanned layer's number is traced: there all layers compute, and one chooses."""
         scanned = not isinstance(index, int)
         for full, new in self.replace.items():
             layer, _, local = full.removeprefix("layers.").partition(".")
             if local == name and (scanned or int(layer) == index):
-                value = jnp.where(index == int(layer), _replaced(value, new, full), value) if scanned else _replaced(value, new, full)
+                value = (
+                    jnp.where(index == int(layer), _replaced(value, new, full), value)
+                    if scanned
+                    else _replaced(value, new, full)
+                )
         if self.wants_kept(name) if scanned else f"layers.{index}.{name}" in self.keep:
             seen[name] = value
         return value

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from jaxgpt.config import OptimizerConfig, RunConfig
+from jaxgpt.config import BadInput, OptimizerConfig, RunConfig
 from jaxgpt.model import param_name
 
 # Weight decay acts on what ends in this: the matrices that multiply activations. Embedding and position tables, norm
@@ -36,10 +36,12 @@ class Hparams(NamedTuple):
 
 
 def hparams(config: RunConfig) -> Hparams:
-    """The traced numbers of a run: float32, and int32 for counts and seeds."""
+    """The traced numbers of a run: float32, int32 for counts, uint32 for the seed. Raises BadInput for a larger one."""
     o, t = config.optimizer, config.train
     clip = np.inf if o.clip is None else o.clip
-    data_seed = t.seed if t.data_seed is None else t.data_seed
+    name, data_seed = ("seed", t.seed) if t.data_seed is None else ("data_seed", t.data_seed)
+    if data_seed >= 2**32:
+        raise BadInput(f"train.{name}={data_seed} is not allowed; it must be below 2^32 = {2**32}")
     values = {
         "learning_rate": np.float32(o.learning_rate),
         "weight_decay": np.float32(o.weight_decay),

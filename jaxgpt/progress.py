@@ -46,10 +46,10 @@ class Progress:
     def __exit__(self, *_exception: object) -> None:
         self.bars.stop()
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, style: str | None = None) -> None:
         """One line, unless it was the last one already."""
         if line != self.said:
-            self.console.print(line, soft_wrap=True)
+            self.console.print(line, style=style, soft_wrap=True, markup=False)  # a path may hold [brackets]
         self.said = line
 
     def report(self, report: Report) -> None:
@@ -77,9 +77,12 @@ class Progress:
             loss, sem = (math.nan if row[name] is None else row[name] for name in ("final_loss", "final_loss_sem"))
             result = f"loss {loss:.4f}" + ("" if math.isnan(sem) else f" ± {sem:.4f}") + " nats/token"
         else:
-            result = f"[red]{row['status']}[/red] at step {row['steps_done']:,}"
+            result = f"{row['status']} at step {row['steps_done']:,}"
         took = "was there already" if cached else f"{row['wall_seconds']:.1f} s"
-        self.say(f"run {self.number[run.id]:>2}/{len(self.number)} {run.id}  {size}  {result}  ({took})")
+        self.say(
+            f"run {self.number[run.id]:>2}/{len(self.number)} {run.id}  {size}  {result}  ({took})",
+            style=None if row["status"] == "done" else "red",
+        )
         self._show("")
 
     def _show(self, state: str) -> None:

@@ -145,7 +145,7 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 def _write(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:  # a disk that fills up takes a part first and fails on the rest
-        view = view[os.write(descriptor, view):]
+        view = view[os.write(descriptor, view) :]
     os.fsync(descriptor)
 
 
@@ -283,8 +283,11 @@ def load(path: Path | str, warn: Callable[[str], None] = log.warning) -> tuple[p
         raise BadInput(f"{path} is not a sweep folder: it holds neither sweep.json nor runs/")
     ids = sorted(p.stem for p in (path / "runs").glob("*.json") if not p.name.startswith("."))
     rows = [row for name in ids if (row := read_row(path, name, warn)) is not None]
-    points = [{"run_id": p.stem, **point} for p in sorted((path / "curves").glob("*.jsonl"))
-              for point in read_curve(path, p.stem)]
+    points = [
+        {"run_id": p.stem, **point}
+        for p in sorted((path / "curves").glob("*.jsonl"))
+        for point in read_curve(path, p.stem)
+    ]
     runs = _frame([flatten(row) for row in rows], RUN_COLUMNS)
     if line := mixed_versions(runs):
         warn(line)
@@ -296,7 +299,8 @@ def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pandas.Da
 
     names = list(dict.fromkeys([*columns, *(name for record in records for name in record)]))
     frame = pandas.DataFrame.from_records(records, columns=names)
-    empty = [name for name in names if frame[name].isna().all()]
+    filled = frame.count().to_dict()
+    empty = [name for name in names if not filled[name]]
     # A column of nulls is a column of numbers that nobody has measured, unless it says which run it is.
     return frame.astype({name: "str" if name in RUN_COLUMNS else "float64" for name in empty if len(frame)})
 
@@ -329,13 +333,27 @@ def _git_version(root: Path) -> str | None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "--no-optional-locks", "-C", str(root), *words], env=environment, check=True,
-                              timeout=10, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(root), *words],
+            env=environment,
+            check=True,
+            timeout=10,
+            capture_output=True,
+            text=True,
+        ).stdout
 
     try:
         git("ls-files", "--error-unmatch", "jaxgpt/__init__.py")
-        status = git("status", "--porcelain=v2", "--branch", "--untracked-files=no", "--",
-                     "jaxgpt/*.py", "experiments/*.py", "analysis/*.py")
+        status = git(
+            "status",
+            "--porcelain=v2",
+            "--branch",
+            "--untracked-files=no",
+            "--",
+            "jaxgpt/*.py",
+            "experiments/*.py",
+            "analysis/*.py",
+        )
     except (OSError, subprocess.SubprocessError, ValueError):
         return None
     commit = re.search(r"^# branch\.oid ([0-9a-f]{12})", status, re.MULTILINE)

@@ -63,8 +63,12 @@ def said():
 
 def test_a_training_state_comes_back_bit_for_bit_in_its_own_types(tmp_path, said):
     params = {"block/0": {"w": jax.random.normal(jax.random.key(0), (5, 3)), "b": jnp.zeros((0, 4))}, "s": jnp.ones(())}
-    state = State(params, optax.chain(optax.clip(1.0), optax.adamw(1e-3)).init(params), jnp.int32(7),
-                  jax.random.key_data(jax.random.key(3)))
+    state = State(
+        params,
+        optax.chain(optax.clip(1.0), optax.adamw(1e-3)).init(params),
+        jnp.int32(7),
+        jax.random.key_data(jax.random.key(3)),
+    )
     checkpoint.save(tmp_path, 7, state, {"step": 7, "retry": 1, "loss": float("nan"), "name": "é"})
     for like in (state, jax.eval_shape(lambda: state)):
         found, meta = checkpoint.restore_latest(tmp_path, like, said.append)
@@ -77,12 +81,18 @@ def test_every_bit_pattern_of_every_dtype_comes_back(tmp_path):
     rng = np.random.default_rng(0)
     shapes = [(), (1,), (33,), (3, 5), (2, 3, 4)]
     dtypes = ["float32", "bfloat16", "float16", "float64", "uint32", "int32", "int64", "uint8", "int8"]
-    state = {d: [np.frombuffer(rng.bytes(int(np.prod(s)) * jnp.dtype(d).itemsize), jnp.dtype(d)).reshape(s)
-                 for s in shapes] for d in dtypes}
+    state = {
+        d: [np.frombuffer(rng.bytes(int(np.prod(s)) * jnp.dtype(d).itemsize), jnp.dtype(d)).reshape(s) for s in shapes]
+        for d in dtypes
+    }
     state["bool"] = [rng.random(s) < 0.5 for s in shapes]
     # Orbax leaves out chunks that equal their fill value: -0.0 is equal to 0.0 and has other bits.
-    state["zeros"] = {"plus": np.zeros((4, 4), np.float32), "minus": -np.zeros((4, 4), np.float32),
-                      "minus16": -jnp.zeros((9,), jnp.bfloat16), "nan": np.full((3,), np.nan, np.float32)}
+    state["zeros"] = {
+        "plus": np.zeros((4, 4), np.float32),
+        "minus": -np.zeros((4, 4), np.float32),
+        "minus16": -jnp.zeros((9,), jnp.bfloat16),
+        "nan": np.full((3,), np.nan, np.float32),
+    }
     state["python"] = (3, 2.5, True)
     checkpoint.save(tmp_path, 0, state, {})
     assert_same_bits(checkpoint.restore_latest(tmp_path, state)[0], state)
@@ -109,14 +119,18 @@ def test_a_state_of_another_shape_type_or_tree_is_not_restored_and_the_leaf_is_n
         (small(0) | {"new": np.int8(0)}, "state['new'] is absent, wanted: int8[]"),
     ]:
         assert checkpoint.restore_latest(tmp_path / "ab", like, said.append) is None
-        assert said.pop() == (f"checkpoint step_00000001 of ab does not fit this run ({message}); "
-                              "there is no good older one")
+        assert said.pop() == (
+            f"checkpoint step_00000001 of ab does not fit this run ({message}); there is no good older one"
+        )
     assert said == []
 
 
 def test_what_cannot_be_saved_is_refused_and_named(tmp_path):
-    for leaf, message in [(jax.random.key(0), "is a typed PRNG key"), ("text", "is no array of numbers"),
-                          (object(), "is no array of numbers")]:
+    for leaf, message in [
+        (jax.random.key(0), "is a typed PRNG key"),
+        ("text", "is no array of numbers"),
+        (object(), "is no array of numbers"),
+    ]:
         with pytest.raises(TypeError, match=rf"state\['x'\] {message}"):
             checkpoint.save(tmp_path, 1, {"x": leaf}, {})
     with pytest.raises(ValueError, match="keep=0"):
@@ -227,7 +241,7 @@ def test_what_dead_saves_left_is_ignored_and_removed_by_the_next_save(tmp_path, 
 
 
 def flip(data, position, bit=1):
-    return data[:position] + bytes([data[position] ^ bit]) + data[position + 1:]
+    return data[:position] + bytes([data[position] ^ bit]) + data[position + 1 :]
 
 
 DAMAGES = {
@@ -283,8 +297,9 @@ def test_a_manifest_that_is_other_json_is_damage(tmp_path, said):
     for content in ("null", "[]", "{}", json.dumps(whole), json.dumps(whole["manifest"]), "[" * 10**5):
         path.write_text(content)
         assert checkpoint.restore_latest(tmp_path / "ab", small(0), said.append) is None
-        assert said.pop() == ("checkpoint step_00000001 of ab is damaged (file manifest.json: sha256 differs); "
-                              "there is no good older one")
+        assert said.pop() == (
+            "checkpoint step_00000001 of ab is damaged (file manifest.json: sha256 differs); there is no good older one"
+        )
 
 
 def test_each_of_two_damaged_ones_is_named(tmp_path, said):
@@ -319,9 +334,16 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 FULL_IN_ORBAX = ValueError('RESOURCE_EXHAUSTED: Error writing "state.w/c/0": No space left on device')
 
 
-@pytest.mark.parametrize(("owner", "name", "error"), [
-    (os, "posix_fallocate", FULL), (os, "mkdir", FULL), (os, "fsync", FULL), (os, "replace", FULL),
-    (checkpoint, "_orbax_save", FULL_IN_ORBAX)])
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (os, "posix_fallocate", FULL),
+        (os, "mkdir", FULL),
+        (os, "fsync", FULL),
+        (os, "replace", FULL),
+        (checkpoint, "_orbax_save", FULL_IN_ORBAX),
+    ],
+)
 def test_a_full_disk_is_one_line_and_costs_no_older_checkpoint(tmp_path, monkeypatch, said, capfd, owner, name, error):
     saved(tmp_path, 1, 2)
     for step in (2, 3):  # replacing one, and a new one
@@ -366,9 +388,17 @@ while True:
 def test_a_kill_at_any_moment_of_a_save_leaves_what_was_saved(tmp_path, said):
     rng, last = random.Random(0), -1
     like = {"w": np.zeros((200, 200), np.float32), "step": np.int32(0)}
-    children = [subprocess.Popen([sys.executable, "-c", SAVER, str(tmp_path)], cwd=ROOT, text=True,
-                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-                for _ in range(5)]  # each waits for its turn: they import at the same time
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", SAVER, str(tmp_path)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for _ in range(5)
+    ]  # each waits for its turn: they import at the same time
     try:
         for child in children:
             child.stdin.write("\n")

@@ -51,8 +51,12 @@ def test_stdlib_is_this_pythons_library_without_its_tests():
     held = {*train, *validation}
     for present in ("argparse.py", "json/decoder.py", "asyncio/events.py"):
         assert (root / present).read_bytes() in held
-    absent = ("encodings/ascii.py", "test/test_json/test_decode.py", "idlelib/idle_test/htest.py",
-              *(path.name for path in root.glob("_sysconfigdata*.py")))
+    absent = (
+        "encodings/ascii.py",
+        "test/test_json/test_decode.py",
+        "idlelib/idle_test/htest.py",
+        *(path.name for path in root.glob("_sysconfigdata*.py")),
+    )
     for name in absent:
         if (root / name).exists():
             assert (root / name).read_bytes() not in held
@@ -84,15 +88,24 @@ def test_folder_exactly(tmp_path):
 
 
 def test_left_out_files_are_counted_and_hidden_ones_are_not_there(tmp_path):
-    name = write(tmp_path, {
-        "a": b"alpha", "b": b"beta", "again": b"beta", "nul": b"x\0y", "latin1": b"caf\xe9", "nothing": b"",
-        ".hidden": b"hidden", ".git/config": b"hidden too"})
+    name = write(
+        tmp_path,
+        {
+            "a": b"alpha",
+            "b": b"beta",
+            "again": b"beta",
+            "nul": b"x\0y",
+            "latin1": b"caf\xe9",
+            "nothing": b"",
+            ".hidden": b"hidden",
+            ".git/config": b"hidden too",
+        },
+    )
     (tmp_path / "broken").symlink_to(tmp_path / "gone")
     os.mkfifo(tmp_path / "pipe")
     read = corpus.load(name, 0.1, 1)
     assert sorted([*documents(read.train), *documents(read.validation)]) == [b"alpha", b"beta"]
-    assert read.skipped == ("6 files left out: 1 binary, 1 duplicate, 1 empty, 1 not UTF-8, "
-                            "2 not a regular file")
+    assert read.skipped == ("6 files left out: 1 binary, 1 duplicate, 1 empty, 1 not UTF-8, 2 not a regular file")
 
 
 def test_links_are_followed_once_and_not_in_a_circle(tmp_path):
@@ -125,8 +138,11 @@ def test_a_large_document_stays_in_training(tmp_path):
 
 
 # Texts of few letters, so that duplicates come up; sizes from 1 byte to a document that outweighs the rest.
-TEXTS = st.lists(st.text("aé\n", min_size=1, max_size=8).map(str.encode)
-                 | st.integers(20, 400).map(lambda n: b"long" * n), min_size=2, max_size=12)
+TEXTS = st.lists(
+    st.text("aé\n", min_size=1, max_size=8).map(str.encode) | st.integers(20, 400).map(lambda n: b"long" * n),
+    min_size=2,
+    max_size=12,
+)
 FRACTIONS = st.floats(0.01, 0.49)
 
 
@@ -173,8 +189,7 @@ def test_sha256_names_the_bytes_and_their_order_only(texts, data):
     changed = data.draw(st.sampled_from(sorted(files)))
     assert load({**files, changed: files[changed] + b"c"}).sha256 != read.sha256
     for other in (load(files, 0.49), load(dict(zip(files, reversed(texts), strict=True)))):
-        same = (np.array_equal(other.train, read.train)
-                and np.array_equal(other.validation, read.validation))
+        same = np.array_equal(other.train, read.train) and np.array_equal(other.validation, read.validation)
         assert (other.sha256 == read.sha256) == same
 
 
@@ -201,8 +216,8 @@ def test_a_file_is_cut_where_a_line_starts(tmp_path):
     text = b"".join(b"%09d\n" % i for i in range(100))
     for fraction, lines in ((0.1, 10), (0.104, 10), (0.106, 11), (0.25, 25)):
         read = corpus.load(write(tmp_path, {"t": text}) + "/t", fraction, 8)
-        assert read.train.tobytes() == text[:-10 * lines]
-        assert read.validation.tobytes() == text[-10 * lines:]
+        assert read.train.tobytes() == text[: -10 * lines]
+        assert read.validation.tobytes() == text[-10 * lines :]
         assert read.documents == (1, 1)
 
 
@@ -240,7 +255,8 @@ def test_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, {"shakespeare.txt": b"To be"})
     assert refusal("nowhere/at/all") == (
-        "data.corpus=nowhere/at/all is not there; it must be `stdlib`, a text file or a folder of text")
+        "data.corpus=nowhere/at/all is not there; it must be `stdlib`, a text file or a folder of text"
+    )
     assert "(did you mean shakespeare.txt?)" in refusal("shakespear.txt")
     assert f"(did you mean {tmp_path}/shakespeare.txt?)" in refusal(f"{tmp_path}/shakespare.txt")
     assert "(did you mean stdlib?)" in refusal("stdlb")
@@ -249,11 +265,14 @@ def test_missing(tmp_path, monkeypatch):
     refusal("x" * 5000)
 
 
-@pytest.mark.parametrize(("data", "why"), [
-    (b"", "is empty; it must be UTF-8 text"),
-    (b"PK\x03\x04\0\0", "is binary (a NUL byte at 4); it must be UTF-8 text"),
-    (b"caf\xe9 au lait", "is not UTF-8 (byte 0xe9 at 3); it must be UTF-8 text"),
-])
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "is empty; it must be UTF-8 text"),
+        (b"PK\x03\x04\0\0", "is binary (a NUL byte at 4); it must be UTF-8 text"),
+        (b"caf\xe9 au lait", "is not UTF-8 (byte 0xe9 at 3); it must be UTF-8 text"),
+    ],
+)
 def test_a_file_that_is_not_text(tmp_path, data, why):
     path = write(tmp_path, {"f": data}) + "/f"
     assert refusal(path) == f"data.corpus={path} {why}"
@@ -276,7 +295,8 @@ def test_too_short_says_how_many_bytes_there_are_and_are_needed(tmp_path):
     assert corpus.load(path, 0.1, 99).validation.size == 100
     assert refusal(path, context=100) == (
         f"data.corpus={path} is too short: the validation stream has 100 bytes and needs 101 "
-        "(model.context=100, data.validation_fraction=0.1)")
+        "(model.context=100, data.validation_fraction=0.1)"
+    )
     assert "the training stream has 900 bytes and needs 1001" in refusal(path, context=1000)
     for tiny in (b"x", b"xy"):
         assert "is too short" in refusal(write(tmp_path, {"tiny": tiny}) + "/tiny")
@@ -291,8 +311,7 @@ def test_unreadable(tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(Path, "read_bytes", denied)
     path = tmp_path / name
-    assert refusal(str(path)) == (
-        f"data.corpus={path} cannot be read: Permission denied ({tmp_path}/folder/a)")
+    assert refusal(str(path)) == (f"data.corpus={path} cannot be read: Permission denied ({tmp_path}/folder/a)")
 
 
 def test_an_unreadable_subfolder_is_not_passed_over(tmp_path, monkeypatch):

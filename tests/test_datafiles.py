@@ -20,6 +20,7 @@ CONTENT = b"x,y\n1,2\n"
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
     """No mirror, an empty cache, and a network that fails the test when it is asked."""
+
     def asked(*_):
         raise AssertionError("the network was asked")
 
@@ -136,8 +137,9 @@ def test_download_once_then_cache(tmp_path, monkeypatch, small, mirror):
 def test_no_network_or_other_bytes(tmp_path, monkeypatch, small, answer):
     serve(monkeypatch, answer)
     why = type(answer).__name__ if isinstance(answer, Exception) else "ValueError"
-    assert refusal(small.name) == (f"small.csv could not be fetched from {small.url} ({why}); "
-                                   "JAXGPT_DATA can name a folder that holds it")
+    assert refusal(small.name) == (
+        f"small.csv could not be fetched from {small.url} ({why}); JAXGPT_DATA can name a folder that holds it"
+    )
     assert not list((tmp_path / "cache").rglob("*.csv"))
 
 
@@ -152,7 +154,8 @@ def test_pooch_is_imported_only_to_download():
 def test_unknown_name():
     assert refusal("svg_extracted.csv") == (
         "'svg_extracted.csv' is not a known data file (did you mean svg_extracted_data.csv?); "
-        "known: svg_extracted_data.csv, bigg_audit_table.json")
+        "known: svg_extracted_data.csv, bigg_audit_table.json"
+    )
     assert "did you mean" not in refusal("../../etc/passwd")
 
 
@@ -161,7 +164,8 @@ def test_mirror_that_is_no_folder(tmp_path, monkeypatch, small):
     for wrong in ("file", "missing"):
         monkeypatch.setenv("JAXGPT_DATA", str(tmp_path / wrong))
         assert refusal(small.name) == (
-            f"JAXGPT_DATA={tmp_path / wrong} is not a folder; it must hold data files or be unset")
+            f"JAXGPT_DATA={tmp_path / wrong} is not a folder; it must hold data files or be unset"
+        )
 
 
 def test_a_mirrored_file_that_cannot_be_read(tmp_path, monkeypatch, small):

@@ -46,8 +46,9 @@ for line in sys.stdin:
 """
 
     def __init__(self):
-        self.process = subprocess.Popen([sys.executable, "-c", self.PROGRAM], cwd=ROOT, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.PROGRAM], cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
 
     def ask(self, line):
         self.tell(line)
@@ -183,7 +184,8 @@ def test_a_full_disk_is_said_and_leaves_no_half_lease(tmp_path, monkeypatch):
 
 
 def test_who_judged_a_lease_stale_and_slept_gets_nothing_when_it_was_taken_and_given_back_meanwhile(
-        tmp_path, monkeypatch):
+    tmp_path, monkeypatch
+):
     write(tmp_path, "ab", 1, start="dead")
     real = lease._claim
 
@@ -273,14 +275,27 @@ os.kill(os.getpid(), 9)
 
 
 def test_processes_that_race_for_stale_and_for_passing_leases_never_hold_one_together(tmp_path):
-    dead = subprocess.run([sys.executable, "-c", "import json; from jaxgpt.lease import _identity; "
-                           "print(json.dumps(_identity()))"], cwd=ROOT, capture_output=True, text=True, check=True)
+    dead = subprocess.run(
+        [sys.executable, "-c", "import json; from jaxgpt.lease import _identity; print(json.dumps(_identity()))"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     for i in range(40):  # seen to be dead, or not heard of for long
         owner = json.loads(dead.stdout) | ({"machine": "another boot"} if i % 2 else {})
         write(tmp_path, f"stale{i}", 1, age=61 * (i % 2), **owner)
-    racers = [subprocess.Popen([sys.executable, "-c", RACE, str(tmp_path)], cwd=ROOT, text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-              for _ in range(6)]
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(tmp_path)],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(6)
+    ]
     for racer in racers:
         racer.stdout.readline()
     for racer in racers:

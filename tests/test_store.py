@@ -46,13 +46,29 @@ def full_disk(monkeypatch):
 
 
 def test_what_is_not_a_number_is_written_as_null_and_numpy_becomes_plain_json(tmp_path):
-    obj = {"nan": float("nan"), "inf": [float("inf"), -np.inf], "f32": np.float32(0.1), "bad": np.float32("nan"),
-           "i": np.int64(7), "b": np.bool_(True), "a": np.array([[1.0, np.nan]]), "deep": {"x": (1, None, "s")},
-           3: False}
+    obj = {
+        "nan": float("nan"),
+        "inf": [float("inf"), -np.inf],
+        "f32": np.float32(0.1),
+        "bad": np.float32("nan"),
+        "i": np.int64(7),
+        "b": np.bool_(True),
+        "a": np.array([[1.0, np.nan]]),
+        "deep": {"x": (1, None, "s")},
+        3: False,
+    }
     store.write_json(tmp_path / "x.json", obj)
     assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == {
-        "nan": None, "inf": [None, None], "f32": float(np.float32(0.1)), "bad": None, "i": 7, "b": True,
-        "a": [[1.0, None]], "deep": {"x": [1, None, "s"]}, "3": False}
+        "nan": None,
+        "inf": [None, None],
+        "f32": float(np.float32(0.1)),
+        "bad": None,
+        "i": 7,
+        "b": True,
+        "a": [[1.0, None]],
+        "deep": {"x": [1, None, "s"]},
+        "3": False,
+    }
     assert store.read_json(tmp_path / "x.json") == json.loads((tmp_path / "x.json").read_text())
 
 
@@ -216,8 +232,17 @@ def sweep(folder):
 
 def test_load_gives_one_line_per_run_and_one_per_run_and_step(tmp_path):
     folder = sweep(tmp_path / "s")
-    store.write_row(folder, {"run_id": "a", "status": "done", "code_version": "v1", "loss": 1.5, "gap": None,
-                             "config": {"model": {"d_model": 8}}})
+    store.write_row(
+        folder,
+        {
+            "run_id": "a",
+            "status": "done",
+            "code_version": "v1",
+            "loss": 1.5,
+            "gap": None,
+            "config": {"model": {"d_model": 8}},
+        },
+    )
     store.write_row(folder, {"run_id": "b", "status": "diverged", "code_version": "v1", "loss": None, "gap": None})
     store.append_curve(folder, "a", [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5, "eval_loss": 1.75}])
     store.append_curve(folder, "b", [{"step": 1, "loss": None}])
@@ -281,8 +306,9 @@ def test_rows_of_several_code_versions_in_one_table_are_warned_about(tmp_path):
 def git(folder, *words):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     settings = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
-    return subprocess.run(["git", "-C", folder, *settings, *words], env=environment, check=True,
-                          capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "-C", folder, *settings, *words], env=environment, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def test_the_code_version_is_the_commit_and_says_when_the_packages_differ(tmp_path, monkeypatch):

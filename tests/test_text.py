@@ -95,7 +95,9 @@ def cross_entropy(logits_BxTxV, window_BxT1):
     losses = np.empty(x.shape[:2])
     for b in range(x.shape[0]):
         for t in range(x.shape[1]):
-            losses[b, t] = np.log(np.exp(x[b, t] - x[b, t].max()).sum()) + x[b, t].max() - x[b, t, window_BxT1[b, t + 1]]
+            losses[b, t] = (
+                np.log(np.exp(x[b, t] - x[b, t].max()).sum()) + x[b, t].max() - x[b, t, window_BxT1[b, t + 1]]
+            )
     return losses
 
 

@@ -30,7 +30,7 @@ from jaxgpt.train import (
 QUICK = {"xla_backend_optimization_level": 0}  # what is tested does not depend on it, and it compiles faster
 
 
-# --- a task that fails when it is told to ------------------------------------------------------------------------------
+# --- a task that fails when it is told to --------------------------------------------------------------------------
 
 
 class Points(NamedTuple):
@@ -119,13 +119,15 @@ def copied(tree):
 
 def final(run):
     """What a run leaves behind, without its times."""
-    row = {k: v for k, v in store.read_row(run.folder, run.id).items() if k not in ("wall_seconds", "tokens_per_second")}
+    row = {
+        k: v for k, v in store.read_row(run.folder, run.id).items() if k not in ("wall_seconds", "tokens_per_second")
+    }
     state, meta = checkpoint.restore_latest(run.checkpoints, None, pytest.fail) or ({}, {"step": None})
     leaves = [(jax.tree_util.keystr(path), leaf.tobytes()) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
     return row, store.curve_path(run.folder, run.id).read_bytes(), meta["step"], leaves
 
 
-# --- gradient accumulation -----------------------------------------------------------------------------------------
+# --- gradient accumulation -------------------------------------------------------------------------------------
 
 
 def assert_equals_large_batch(task, params, batch, tolerance):
@@ -171,7 +173,7 @@ def test_a_run_in_microbatches_ends_where_the_run_of_large_batches_ends(tmp_path
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-4)
 
 
-# --- one program, any chunks -----------------------------------------------------------------------------------------
+# --- one program, any chunks -------------------------------------------------------------------------------------
 
 
 def advanced(prog, h, data, chunks, seed=0):
@@ -226,7 +228,7 @@ def test_initial_parameters_may_be_arrays_that_somebody_else_holds(tmp_path):
 
     @dataclass(frozen=True)
     class Held(Regression):
-        def init(self, seed):
+        def init(self, _seed):
             return held
 
     data = setup()(config()).data
@@ -236,7 +238,7 @@ def test_initial_parameters_may_be_arrays_that_somebody_else_holds(tmp_path):
     assert held["kernel"].tolist() == [1, 1, 1]
 
 
-# --- the guard -------------------------------------------------------------------------------------------------------
+# --- the guard ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -268,7 +270,7 @@ def test_a_dispatch_ends_after_as_many_bad_steps_in_a_row_as_are_allowed(tmp_pat
     assert np.isfinite(metrics["learning_rate"]).sum() == 8
 
 
-# --- roll-backs --------------------------------------------------------------------------------------------------------
+# --- roll-backs ----------------------------------------------------------------------------------------------------
 
 
 def test_after_too_many_bad_steps_the_run_goes_back_to_its_checkpoint_with_other_batches_and_ends(tmp_path):
@@ -326,7 +328,7 @@ def test_with_no_roll_backs_allowed_the_first_bad_stretch_ends_the_run(tmp_path)
 def test_a_final_loss_that_is_not_finite_is_null_and_not_an_earlier_one(tmp_path):
     @dataclass(frozen=True)
     class Overflows(Regression):
-        def summarise(self, loss_W):
+        def summarise(self, _loss_W):
             calls.append(1)
             return {"validation_loss": math.inf if len(calls) == 4 else 1.0}
 
@@ -337,7 +339,7 @@ def test_a_final_loss_that_is_not_finite_is_null_and_not_an_earlier_one(tmp_path
     assert (row["status"], row["final_loss"], row["best_loss"]) == ("done", None, 1.0)
 
 
-# --- interruptions -----------------------------------------------------------------------------------------------------
+# --- interruptions -------------------------------------------------------------------------------------------------
 
 
 def interrupted(run, rng, chance, save=True):

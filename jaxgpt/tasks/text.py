@@ -84,7 +84,7 @@ class TextTask:
         return data.train_n[start_B[:, None] + jnp.arange(length)].astype(jnp.int32)
 
     def loss(self, params: nnx.State, batch: Array) -> tuple[Array, Array]:
-        """Summed cross-entropy in nats over windows [B, T + 1], and the number of predicted tokens. float32 or wider."""
+        """Summed cross-entropy in nats of windows [B, T + 1], and how many tokens were predicted. float32 or wider."""
         loss_BxT = self._losses(params, batch)
         return loss_BxT.sum(), jnp.asarray(loss_BxT.size, loss_BxT.dtype)
 
@@ -99,10 +99,8 @@ class TextTask:
 
     def summarise(self, loss_W: np.ndarray) -> dict[str, float]:
         """Validation loss in nats per token and bits per byte, with its standard error over windows."""
-        mean, sem = (
-            float(np.mean(loss_W)),
-            float(np.std(loss_W, ddof=1) / math.sqrt(len(loss_W))) if len(loss_W) > 1 else math.nan,
-        )
+        mean, n = float(np.mean(loss_W)), len(loss_W)
+        sem = float(np.std(loss_W, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
         return {
             "validation_loss": mean,
             "validation_loss_sem": sem,
