@@ -29,10 +29,12 @@ class Parameter:
 
 
 def coefficient(name: str, unit: str, span: float) -> Parameter:
+    """A positive factor in front of a term, with the usual bounds."""
     return Parameter(name, unit, "coefficient", (SMALLEST_SHARE, LARGEST_SHARE), (0.01, 1.0), span)
 
 
 def exponent(name: str) -> Parameter:
+    """A power that a variable is raised to, with the usual bounds."""
     return Parameter(name, "1", "exponent", (1e-3, 3.0), (0.02, 1.5), 3.0)
 
 
@@ -124,8 +126,12 @@ def frontier(parameters: Mapping, flops) -> tuple[np.ndarray, np.ndarray, np.nda
     alpha, beta = np.asarray(parameters["alpha"]), np.asarray(parameters["beta"])
     log_g = (np.log(alpha * parameters["A"]) - np.log(beta * parameters["B"])) / (alpha + beta)
     log_nd = np.log(np.asarray(flops, dtype=np.float64) / 6)
-    n, d = np.exp(a * log_nd + log_g), np.exp(b * log_nd - log_g)
-    return n, d, CHINCHILLA.predict(parameters, {"N": n, "D": d})
+    log_n, log_d = a * log_nd + log_g, b * log_nd - log_g
+    # The loss is taken from the logarithms: with both exponents near zero N or D is beyond any float, the loss is not.
+    of_n = np.exp(np.log(parameters["A"]) - alpha * log_n)
+    of_d = np.exp(np.log(parameters["B"]) - beta * log_d)
+    with np.errstate(over="ignore"):
+        return np.exp(log_n), np.exp(log_d), parameters["E"] + of_n + of_d
 
 
 CHINCHILLA = Law(

@@ -29,8 +29,11 @@ class Claim:
     row: int | None = None
 
     def __post_init__(self) -> None:
-        if self.margin <= 0 or not 0 < self.level < 1:
-            raise ValueError(f"claim {self.id}: margin={self.margin} must be positive and level={self.level} in (0, 1)")
+        if not (math.isfinite(self.expected) and 0 < self.margin < math.inf and 0 < self.level < 1):
+            raise ValueError(
+                f"claim {self.id}: expected={self.expected} must be finite, margin={self.margin} finite and positive, "
+                f"level={self.level} in (0, 1)"
+            )
 
 
 @dataclass(frozen=True)

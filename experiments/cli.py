@@ -13,19 +13,19 @@ import itertools
 import json
 import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
 from analysis.fit import FitError
 from experiments.registry import Scale, Unfinished
+from experiments.tables import count, planned_row, runs_table, unfinished
 from jaxgpt.config import BadInput, RunConfig, fields, from_dict, override, parse_settings
 from jaxgpt.store import StoreError, out_of_space, store_error
 
@@ -157,7 +157,7 @@ def list_(flags: List, console: Console) -> None:
             path = outcome_folder(flags.results, paper.name, scale) / "claims.json"
             if path.exists():
                 verdicts[scale] = [claim["verdict"] for claim in store.read_json(path)]
-        state = "\n".join(f"{scale}: {_count(found)}" for scale, found in verdicts.items()) or "not run yet"
+        state = "\n".join(f"{scale}: {count(found)}" for scale, found in verdicts.items()) or "not run yet"
         scales = "\n".join(f"{scale}: {takes}" for scale, takes in paper.takes.items())
         table.add_row(paper.name, f"{paper.title} ({paper.source})", scales, state)
         rows.append({"name": paper.name, "title": paper.title, "source": paper.source, "takes": dict(paper.takes),
@@ -189,7 +189,7 @@ def train(flags: Train, console: Console) -> None:
     rows = _sweep([config], flags.out, flags.max_minutes)
     _write(flags.json, rows[0] if rows else None)
     if rows:
-        console.print(_table(rows))
+        console.print(runs_table(rows))
     console.print(f"row, curve and checkpoints: {flags.out}", soft_wrap=True)
 
 
@@ -202,7 +202,7 @@ def sweep(flags: Sweep, console: Console) -> None:
     rows = _sweep(configs, flags.out, flags.max_minutes)
     _write(flags.json, rows)
     if rows:
-        console.print(_table(rows))
+        console.print(runs_table(rows))
     console.print(f"rows, curves and checkpoints: {flags.out}", soft_wrap=True)
 
 
@@ -215,11 +215,11 @@ def runs(flags: Runs, console: Console) -> None:
         raise BadInput("there are no runs below results/raw; `jaxgpt sweep` or `jaxgpt reproduce` makes some")
     everything: dict[str, Any] = {}
     for folder in folders:
-        rows = store.load(folder)[0].to_dict("records")
-        rows += [row for row in _unfinished(folder) if row["run_id"] not in {done["run_id"] for done in rows}]
+        rows = store.load(folder, _warn)[0].to_dict("records")
+        rows += [row for row in unfinished(folder) if row["run_id"] not in {done["run_id"] for done in rows}]
         everything[str(folder)] = rows
-        console.print(f"\n{folder}: {_count([row['status'] for row in rows])}", soft_wrap=True)
-        console.print(_table(rows))
+        console.print(f"\n{folder}: {count([row['status'] for row in rows])}", soft_wrap=True)
+        console.print(runs_table(rows))
     _write(flags.json, everything)
 
 
@@ -230,9 +230,7 @@ def export(flags: Export, console: Console) -> None:
     if flags.file.suffix not in (".csv", ".parquet"):
         raise BadInput(f"file={flags.file} is not allowed; its name must end in .csv or .parquet")
     _target("file", flags.file)
-    table = store.load(flags.folder)[1 if flags.curves else 0]
-    if warning := store.mixed_versions(store.load(flags.folder)[0]):
-        sys.stderr.write(f"jaxgpt: {warning}\n")
+    table = store.load(flags.folder, _warn)[1 if flags.curves else 0]
     data = io.BytesIO()
     if flags.file.suffix == ".csv":
         table.to_csv(data, index=False, lineterminator="\n")
@@ -296,101 +294,12 @@ def _dry_run(configs: list[RunConfig], flags: Sweep, console: Console) -> None:
     if flags.out.exists() and not flags.out.is_dir():
         raise BadInput(f"--out {flags.out} is a file; a folder is needed")
     planned = plan(configs, flags.out)
-    rows = [_row(run.id, run.config, "done" if store.read_row(run.folder, run.id) else "to do") for run in planned]
+    status = {run.id: "done" if store.read_row(run.folder, run.id) else "to do" for run in planned}
+    rows = [planned_row(run.id, run.config, status[run.id]) for run in planned]
     seconds = estimate_seconds(planned)
-    console.print(_table(rows))
-    console.print(
-        f"{_count([row['status'] for row in rows])}; what is to do takes about {duration(seconds)} (a rough estimate)"
-    )
+    console.print(runs_table(rows))
+    console.print(f"{count(list(status.values()))}; what is to do takes about {duration(seconds)} (a rough estimate)")
     _write(flags.json, {"runs": rows, "estimated_seconds": seconds})
-
-
-def _unfinished(folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows for the runs that a sweep folder plans and has not finished."""
-    from jaxgpt import lease, store
-
-    path = folder / "sweep.json"
-    for run_id, run in (store.read_json(path)["runs"] if path.exists() else {}).items():
-        if store.read_row(folder, run_id):
-            continue
-        config, curve = from_dict(run["config"]), store.read_curve(folder, run_id)
-        status = "under way" if lease.holder(folder, run_id) else "stopped" if curve else "to do"
-        if curve:
-            status += f" at step {curve[-1]['step']:,} of {config.train.steps:,}"
-        yield _row(run_id, config, status)
-
-
-def _row(run_id: str, config: RunConfig, status: str) -> dict[str, Any]:
-    """What is known of a run before it is done, under the names that a finished run's row has."""
-    from jaxgpt import flops
-    from jaxgpt.config import flatten, to_dict
-
-    n = flops.parameters(config.model)
-    sizes: dict[str, float] = {
-        "params_total": n.total,
-        "params_non_embedding": n.non_embedding,
-        "tokens": config.tokens,
-    }
-    sizes["flops_6nd"] = flops.flops_6nd(n.non_embedding, config.tokens)
-    return {"run_id": run_id, "status": status} | sizes | flatten(to_dict(config))
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    """Runs for people: id, state, the settings in which they differ, N, D, C, loss, time."""
-    differ = [f.path for f in fields(RunConfig) if len({_setting(row.get(f.path)) for row in rows}) > 1]
-    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("run", lambda row: row["run_id"]),
-        ("state", lambda row: row["status"]),
-        *((path.partition(".")[2], lambda row, path=path: _setting(row.get(path))) for path in differ),
-        ("N", lambda row: _short(row["params_non_embedding"])),
-        ("D", lambda row: _short(row["tokens"])),
-        ("C", lambda row: f"{row['flops_6nd']:.1e}"),
-    ]
-    if any(_is_number(row.get("final_loss")) for row in rows):
-        columns += [
-            ("loss", lambda row: f"{_plain(row.get('final_loss'), '.3f')}±{_plain(row.get('final_loss_sem'), '.3f')}"),
-            ("bits/byte", lambda row: _plain(row.get("final_bits_per_byte"), ".3f")),
-            ("seconds", lambda row: _plain(row.get("wall_seconds"), ".1f")),
-        ]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
-    for name, _ in columns:
-        table.add_column(
-            name, justify="left" if name in ("run", "state") else "right", no_wrap=name in ("run", "C", "loss")
-        )
-    for row in sorted(rows, key=lambda row: (row["params_non_embedding"], row["tokens"])):
-        table.add_row(*(cell(row) for _, cell in columns))
-    table.caption = (
-        "N: non-embedding parameters, D: training tokens, C: 6ND FLOPs, loss: nats per token, ± standard error"
-    )
-    return table
-
-
-def _short(count: float) -> str:
-    """1234567 -> 1.23M; exact numbers stand in the run table."""
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= factor:
-            return f"{count / factor:.3g}{suffix}"
-    return f"{count:g}"
-
-
-def _setting(value: Any) -> str:
-    """A setting as one would write it; a table's NaN is a null."""
-    if value is None or value != value:
-        return "null"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == value
-
-
-def _plain(value: Any, form: str) -> str:
-    return format(value, form) if _is_number(value) else "–"
-
-
-def _count(words: Sequence[str]) -> str:
-    """['done', 'done', 'to do'] -> '2 done, 1 to do'."""
-    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or "none"
 
 
 def _target(name: str, path: Path | None) -> None:
@@ -399,6 +308,10 @@ def _target(name: str, path: Path | None) -> None:
         raise BadInput(f"{name}={path} is a folder; it must be a file")
     if path is not None and not path.absolute().parent.is_dir():
         raise BadInput(f"{name}={path} is not allowed; there is no folder {path.absolute().parent}")
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"jaxgpt: {line}\n")
 
 
 def _write(path: Path | None, numbers: Any) -> None:

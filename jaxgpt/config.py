@@ -21,6 +21,7 @@ import dacite
 
 # Raised when what a run computes from the same config changes: old runs then keep their ids and new ones get others.
 DATA_FORMAT_VERSION = 1
+LARGEST_FLOAT32 = 3.4028234e38
 
 T = TypeVar("T")
 
@@ -167,8 +168,8 @@ class TrainConfig:
     steps: int = _field(1000, "optimizer steps", low=1)
     batch_size: int = _field(16, "sequences per step", low=1)
     microbatches: int = _field(1, "gradient accumulation: parts that a batch is cut into", low=1)
-    seed: int = _field(0, "of the initial parameters", low=0)
-    data_seed: int | None = _field(None, "of the data order; null: the same as seed", low=0)
+    seed: int = _field(0, "of the initial parameters, below 2^32", low=0)
+    data_seed: int | None = _field(None, "of the data order, below 2^32; null: the same as seed", low=0)
     eval_windows: int = _field(128, "validation windows of length context that the loss is measured on", low=2)
     max_bad_steps: int = _field(10, "non-finite steps in a row before the run is rolled back", low=1)
     max_rollbacks: int = _field(3, "roll-backs before the run is given up as diverged", low=0)
@@ -180,6 +181,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self, "train")
+        for name in ("seed", "data_seed"):
+            if (getattr(self, name) or 0) >= 2**32:
+                raise BadInput(f"train.{name}={getattr(self, name)} is not allowed; it must be below 2^32")
         if self.batch_size % self.microbatches:
             raise BadInput(
                 f"train.batch_size={self.batch_size} is not divisible by train.microbatches="
@@ -351,8 +355,8 @@ def _check_fields(config: Any, group: str) -> None:
         value, name = getattr(config, f.name), f"{group}.{f.name}"
         if not any(_is(value, kind) for kind in _alternatives(info[f.name].type)):
             raise BadInput(f"{name}={value} is not allowed; it must be {info[f.name].allowed}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise BadInput(f"{name}={value} is not allowed; it must be finite")
+        if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT32:  # NaN too
+            raise BadInput(f"{name}={value} is not allowed; it must be finite, also in float32")
         if value is not None and f.metadata["low"] is not None and value < f.metadata["low"]:
             raise BadInput(f"{name}={value} is not allowed; it must be at least {f.metadata['low']:g}")
         if value is not None and f.metadata["above"] is not None and value <= f.metadata["above"]:

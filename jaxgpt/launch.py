@@ -95,7 +95,9 @@ def sweep(
     store.prepare(folder)
     record(runs)
     with _stopping(max_minutes) as stop, Progress(runs, show=progress) as shown:
-        pending = list(runs)
+        pending = [run for run in runs if not shown.skipped(run, store.read_row(folder, run.id))]
+        if len(pending) < len(runs):
+            shown.say(f"{len(runs) - len(pending)} of them are done already")
         while pending and not stop():
             left = [run for run in pending if not stop() and not _done(run, stop, shown)]
             # Runs that neither finished here nor were stopped are in other hands: look again later.
@@ -115,7 +117,7 @@ def sweep(
 def _done(run: Run, stop: Callable[[], bool], shown: Progress) -> bool:
     """Trains a run if nobody has and nobody does. True once its row stands."""
     if row := store.read_row(run.folder, run.id):
-        shown.finished(run, row, cached=True)
+        shown.finished(run, row, here=False)
         return True
     held = lease.acquire(run.folder, run.id)
     if held is None:
@@ -123,13 +125,13 @@ def _done(run: Run, stop: Callable[[], bool], shown: Progress) -> bool:
     with held:
         # Between the look above and the lease, its last holder may have finished it.
         if row := store.read_row(run.folder, run.id):
-            shown.finished(run, row, cached=True)
+            shown.finished(run, row, here=False)
             return True
         try:
             row = train(run, stop=stop, held=held.held, report=shown.report)
         except Stopped:
             return False
-    shown.finished(run, row, cached=False)
+    shown.finished(run, row, here=True)
     return True
 
 

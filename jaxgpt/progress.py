@@ -66,10 +66,16 @@ class Progress:
             f"{name}  step {report.step:,}/{report.steps:,}  {report.train_loss:.3f} nats  {speed}{self._left()}"
         )
 
-    def finished(self, run: Run, row: dict[str, Any], *, cached: bool) -> None:
-        """A run is done: by this process, or before."""
+    def skipped(self, run: Run, row: dict[str, Any] | None) -> bool:
+        """Whether a run was done before (it has a row), and if so counts it as no work of this process."""
+        if row is not None:
+            self.share[run.id] = self.first_share[run.id] = 1.0
+        return row is not None
+
+    def finished(self, run: Run, row: dict[str, Any], *, here: bool) -> None:
+        """A run is done: by this process, or by another one meanwhile."""
         self.share[run.id] = 1.0
-        if cached:
+        if not here:
             self.first_share[run.id] = 1.0
         size = f"N={row['params_non_embedding']:,} D={row['tokens']:,}"
         if row["status"] == "done":
@@ -78,7 +84,7 @@ class Progress:
             result = f"loss {loss:.4f}" + ("" if math.isnan(sem) else f" ± {sem:.4f}") + " nats/token"
         else:
             result = f"{row['status']} at step {row['steps_done']:,}"
-        took = "was there already" if cached else f"{row['wall_seconds']:.1f} s"
+        took = f"{row['wall_seconds']:.1f} s" if here else "by another process"
         self.say(
             f"run {self.number[run.id]:>2}/{len(self.number)} {run.id}  {size}  {result}  ({took})",
             style=None if row["status"] == "done" else "red",

@@ -153,6 +153,7 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def row_path(folder: Path | str, run_id: str) -> Path:
+    """Where a run's row lies."""
     return Path(folder) / "runs" / f"{run_id}.json"
 
 
@@ -194,6 +195,7 @@ def _make_parent(path: Path) -> None:
 
 
 def curve_path(folder: Path | str, run_id: str) -> Path:
+    """Where a run's curve lies."""
     return Path(folder) / "curves" / f"{run_id}.jsonl"
 
 

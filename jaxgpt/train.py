@@ -112,9 +112,12 @@ def mean_loss_and_gradient(task: Task, params: Any, batch: Any, microbatches: in
     else:
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
         first = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), first)
+        # In float32 or wider: in bfloat16 the sum would lose what the later parts add.
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), first)
         add = partial(jax.tree.map, jnp.add)
         ((total, weight), gradient), _ = jax.lax.scan(lambda s, part: (add(s, grad(params, part)), None), zeros, parts)
+        gradient = jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), gradient, params)
+        return total / weight, gradient
     return total / weight, jax.tree.map(lambda g: g / weight.astype(g.dtype), gradient)
 
 

@@ -30,7 +30,8 @@ PROCESSES.set_forkserver_preload(
     ["jaxgpt.launch", "jaxgpt.tasks.text", "orbax.checkpoint.experimental.v1", "pandas", "pytest"]
 )
 
-TIMES = ("wall_seconds", "tokens_per_second")
+# What may differ between two sweeps that are the same: times, and the commit, which a developer may make meanwhile.
+VOLATILE = ("wall_seconds", "tokens_per_second", "code_version")
 
 
 # --- a task of one's own -----------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def results(folder, runs=None):
     """Everything that a sweep leaves, by run, without times: row, curve, final checkpoint."""
     left = {}
     for path in sorted((folder / "runs").glob("*.json")):
-        row = {name: value for name, value in store.read_json(path).items() if name not in TIMES}
+        row = {name: value for name, value in store.read_json(path).items() if name not in VOLATILE}
         state, meta = checkpoint.restore_latest(folder / "checkpoints" / path.stem, None, pytest.fail)
         leaves = [(str(where), leaf.tobytes()) for where, leaf in jax.tree_util.tree_leaves_with_path(state)]
         left[path.stem] = (row, store.curve_path(folder, path.stem).read_bytes(), meta["step"], leaves)

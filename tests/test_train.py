@@ -408,6 +408,22 @@ def test_stops_between_two_checkpoints_do_not_push_out_the_one_that_a_roll_back_
     assert checkpoint.steps(stopped.checkpoints) == [30, 40]  # and what the stops saved is gone in the end
 
 
+@pytest.mark.usefixtures("short_dispatches")
+def test_after_a_roll_back_resuming_goes_on_from_it_and_not_from_a_stop_before_it(tmp_path):
+    run = one_run(tmp_path, [(s, 0) for s in range(16, 19)])
+    steps, notes = [], []
+
+    def report(r):
+        (notes if r.note else steps).append(r.note or r.step)
+
+    with pytest.raises(Stopped):
+        train(run, stop=lambda: steps[-1:] == [15], report=report)
+    with pytest.raises(Stopped):
+        train(run, stop=lambda: steps[-2:] == [11, 12] and 19 in steps, report=report)
+    train(run, report=report)
+    assert [note for note in notes if "goes on" in note] == ["goes on from step 15", "goes on from step 12"]
+
+
 def test_a_roll_back_passes_over_a_damaged_checkpoint_and_says_so(tmp_path):
     run = one_run(tmp_path, bad=[(s, 0) for s in range(33, 36)])
     said = []

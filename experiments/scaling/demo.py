@@ -58,8 +58,8 @@ SWEEPS = {
         bootstraps=50,
     ),
     "laptop": Size(
-        models=((16, 2), (24, 2), (32, 3), (48, 3), (64, 4)),
-        steps=(300, 600, 1200, 2400),
+        models=((8, 2), (12, 2), (16, 2), (24, 2), (32, 3)),
+        steps=(600, 1200, 2400, 4800),
         settings={"model.context": 128, "train.batch_size": 8, "train.eval_windows": 256},
     ),
     "paper": Size(

@@ -60,7 +60,7 @@ class TextTask:
             raise BadInput(
                 f"model.vocab_size={self.model.vocab_size} is too small for bytes; it must be at least {BYTE_VALUES}"
             )
-        model.graphdef(self.model)  # refuses what this process cannot compute, such as float64 without JAX's x64
+        model._dtypes(self.model)  # refuses float64 where JAX runs without x64; `graphdef` would ask only once
 
     def data(self, text: Corpus) -> TextData:
         """The corpus on the device. Validation windows stand evenly over the held-out text and do not overlap."""

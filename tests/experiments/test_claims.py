@@ -1,0 +1,165 @@
+"""Claims and the registry: a verdict follows from numbers alone, and a paper is one file that is found."""
+
+import dataclasses
+import math
+import sys
+
+import pytest
+
+import experiments
+from experiments import registry
+from experiments.claims import Claim, Measured, false_verdicts_by_chance, record, verdict
+from jaxgpt import BadInput
+
+# Binary fractions, so that touching ends touch: the claim states 0.5 +- 0.25, that is 0.25 to 0.75.
+LOW, HIGH = 0.25, 0.75
+
+
+def claim(**changes):
+    return Claim(**{"id": "c", "statement": "it grows", "source": "Somebody et al. 1999, table 1", "expected": 0.5,
+                    "margin": 0.25, "unit": "1", "scope": "same_regime"} | changes)  # fmt: skip
+
+
+def measured(low, high, **changes):
+    return Measured(**{"value": (low + high) / 2, "low": low, "high": high, "seeds": 1} | changes)
+
+
+RELATIONS = {
+    "well inside": (0.4, 0.6, "reproduced"),
+    "as wide as the margin": (LOW, HIGH, "reproduced"),
+    "inside, touching the lower end": (LOW, 0.5, "reproduced"),
+    "inside, touching the upper end": (0.5, HIGH, "reproduced"),
+    "a point inside": (0.5, 0.5, "reproduced"),
+    "a point on the lower end": (LOW, LOW, "reproduced"),
+    "disjoint, below": (0.0, 0.2, "contradicted"),
+    "disjoint, above": (0.8, 9.0, "contradicted"),
+    "outside, touching the lower end": (0.0, LOW, "inconclusive"),
+    "outside, touching the upper end": (HIGH, 0.9, "inconclusive"),
+    "overlapping the lower end": (0.1, 0.4, "inconclusive"),
+    "overlapping the upper end": (0.6, 0.9, "inconclusive"),
+    "wider than the margin": (0.0, 1.0, "inconclusive"),
+    "just too wide below": (math.nextafter(LOW, 0), 0.5, "inconclusive"),
+    "just too wide above": (0.5, math.nextafter(HIGH, 1), "inconclusive"),
+    "no number": (math.nan, math.nan, "inconclusive"),
+    "no lower end": (math.nan, 0.5, "inconclusive"),
+    "no upper end": (0.5, math.nan, "inconclusive"),
+    "infinite": (-math.inf, math.inf, "inconclusive"),
+    "open above, disjoint": (0.8, math.inf, "inconclusive"),
+}
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_the_verdict_follows_from_how_the_interval_lies_to_the_margin(relation):
+    low, high, expected = RELATIONS[relation]
+    assert verdict(claim(), measured(low, high)) == expected
+
+
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_far_from_the_sources_scale_nothing_is_contradicted(relation):
+    low, high, expected = RELATIONS[relation]
+    toy = verdict(claim(scope="toy_analogue"), measured(low, high))
+    assert toy == {"contradicted": "not seen at this scale"}.get(expected, expected)
+
+
+@pytest.mark.parametrize("scope", ["same_regime", "toy_analogue"])
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_a_remark_that_the_data_cannot_decide_makes_any_interval_inconclusive(relation, scope):
+    low, high, _ = RELATIONS[relation]
+    assert verdict(claim(scope=scope), measured(low, high, remark="not identified")) == "inconclusive"
+
+
+def test_only_the_interval_decides_and_not_the_value():
+    assert verdict(claim(), measured(0.4, 0.6, value=99.0)) == "reproduced"
+    assert verdict(claim(), measured(8.0, 9.0, value=0.5)) == "contradicted"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"margin": margin} for margin in (0.0, -0.1, math.nan, math.inf)),  # an infinite one is always met
+        *({"level": level} for level in (0.0, 1.0, -0.5, 90.0, math.nan)),
+        *({"expected": expected} for expected in (math.nan, math.inf)),
+    ],
+)
+def test_a_claim_without_a_real_margin_or_level_is_refused(changes):
+    with pytest.raises(ValueError, match="claim c: expected="):
+        claim(**changes)
+
+
+def test_a_record_has_the_keys_of_the_design_and_the_remark():
+    entry = record(claim(row=7, level=0.8), measured(0.1, 0.2, seeds=3, remark="too few points"), "laptop")
+    assert entry == {
+        "id": "c", "row": 7, "statement": "it grows", "source": "Somebody et al. 1999, table 1", "expected": 0.5,
+        "margin": 0.25, "measured": pytest.approx(0.15), "interval": [0.1, 0.2], "level": 0.8, "unit": "1", "seeds": 3,
+        "scale": "laptop", "scope": "same_regime", "verdict": "inconclusive", "remark": "too few points",
+    }  # fmt: skip
+    assert record(claim(), measured(0.8, 0.9), "smoke")["verdict"] == "contradicted"
+
+
+def test_false_verdicts_by_chance_add_up_what_each_level_misses():
+    assert false_verdicts_by_chance([]) == 0
+    assert false_verdicts_by_chance([claim(level=0.9), claim(level=0.95), claim(level=0.5)]) == pytest.approx(0.65)
+
+
+# --- the registry --------------------------------------------------------------------------------------------------
+
+PAPER_FILE = """
+from experiments.claims import Claim
+from experiments.registry import Paper
+
+PAPER = Paper(name={name!r}, title="", source="", claims=(), takes={{"smoke": "1 s"}}, run=None)
+"""
+
+
+@pytest.fixture
+def add_paper(tmp_path, monkeypatch):
+    """Adds a file to a group of papers that lies in a folder of its own; `experiments` is as before afterwards."""
+    group = tmp_path / "extra_group"
+    group.mkdir()
+    (group / "__init__.py").write_text("")
+    monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
+    registry.papers.cache_clear()
+
+    def add(module, name):
+        (group / f"{module}.py").write_text(PAPER_FILE.format(name=name))
+
+    yield add
+    registry.papers.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("experiments.extra_group")]:
+        del sys.modules[name]
+    vars(experiments).pop("extra_group", None)
+
+
+def test_the_demo_is_found_and_says_how_long_each_scale_takes():
+    demo = registry.papers()["demo"]
+    assert demo is registry.find("demo")
+    assert set(demo.takes) == set(registry.SCALES)
+    assert len({claim.id for claim in demo.claims}) == len(demo.claims) > 0
+
+
+def test_a_new_paper_is_one_new_file(add_paper, command):
+    add_paper("a_paper", "somebody1999")
+    assert registry.find("somebody1999").takes == {"smoke": "1 s"}
+    assert list(registry.papers()) == ["demo", "somebody1999"]
+    assert "somebody1999" in command("list").out
+
+
+def test_two_papers_of_one_name_are_refused(add_paper):
+    add_paper("a_paper", "demo")
+    with pytest.raises(ValueError, match="two papers are called demo"):
+        registry.papers()
+
+
+@pytest.mark.parametrize(("name", "said"), [("dmo", "did you mean demo?"), ("Demo", "did you mean demo?"),
+                                            ("chinchilla", "shows all: demo")])  # fmt: skip
+def test_an_unknown_paper_is_refused_with_the_nearest_name(name, said):
+    with pytest.raises(BadInput) as error:
+        registry.find(name)
+    assert repr(name) in str(error.value)
+    assert said in str(error.value)
+    assert ("did you mean" in said) == ("did you mean" in str(error.value))
+
+
+def test_every_claim_stays_fixed_once_made():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        registry.find("demo").claims[0].expected = 1.0

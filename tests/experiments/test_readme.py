@@ -1,0 +1,57 @@
+"""The README keeps to what the code does: its table is made from results, its commands parse, its Python runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from experiments import readme
+from experiments.cli import _parse
+from jaxgpt import store
+
+README = (Path(__file__).resolve().parent.parent.parent / "README.md").read_text()
+CLAIM = {"statement": "loss falls", "expected": 0.34, "margin": 0.1, "measured": 0.36, "interval": [0.3, 0.4]}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_table_of_papers_is_made_from_claims_json(tmp_path):
+    assert "| `demo` |" in readme.table(tmp_path)
+    assert "not run yet" in readme.table(tmp_path)
+    (tmp_path / "demo").mkdir()
+    store.write_json(tmp_path / "demo" / "claims.json", [CLAIM | {"verdict": "reproduced"}])
+    assert "| `demo` | loss falls | 0.34 ± 0.1 | 0.36 (0.3 to 0.4) | reproduced |" in readme.table(tmp_path)
+
+
+def test_updating_the_readme_changes_the_table_and_nothing_else(tmp_path):
+    new = readme.updated(README, tmp_path)
+    assert "not run yet" in new
+    assert readme.updated(new, tmp_path) == new
+    for part in (0, -1):
+        assert (
+            re.split(f"{readme.BEGIN}|{readme.END}", new)[part]
+            == re.split(f"{readme.BEGIN}|{readme.END}", README)[part]
+        )
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("bash") for line in block.splitlines() if "jaxgpt " in line])
+def test_every_command_of_the_readme_parses(line):
+    assert _parse(line.partition("#")[0].split()[1:]) is not None
+
+
+def test_every_file_that_the_readme_links_to_is_there():
+    root = Path(readme.__file__).parent.parent
+    missing = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not (root / link).exists()]
+    assert not missing
+
+
+@pytest.mark.slow
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    example = blocks("python")[0].replace("[100, 200, 400]", "[4, 6, 9]")
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert len(names["runs"]) == 9
+    assert names["law"].points == 9
