@@ -25,8 +25,8 @@ from tyro.conf import Positional
 
 from analysis.fit import FitError
 from experiments.registry import Scale, Unfinished
-from experiments.tables import count, planned_row, runs_table, unfinished
-from jaxgpt.config import BadInput, RunConfig, fields, from_dict, override, parse_settings
+from experiments.tables import LEGEND, count, planned_row, runs_table, unfinished
+from jaxgpt.config import BadInput, RunConfig, fields, flatten, override, parse_settings
 from jaxgpt.store import StoreError, out_of_space, store_error
 
 DESCRIPTION = """jaxgpt: a JAX research codebase for the science of scale.
@@ -185,11 +185,12 @@ def reproduce(flags: Reproduce, console: Console) -> None:
 
 def train(flags: Train, console: Console) -> None:
     """`jaxgpt train`."""
-    config = override(_base(flags.config), parse_settings(flags.settings))
+    config = override(RunConfig(), _base(flags.config) | parse_settings(flags.settings))
     rows = _sweep([config], flags.out, flags.max_minutes)
     _write(flags.json, rows[0] if rows else None)
     if rows:
         console.print(runs_table(rows))
+        console.print(LEGEND)
     console.print(f"row, curve and checkpoints: {flags.out}", soft_wrap=True)
 
 
@@ -203,6 +204,7 @@ def sweep(flags: Sweep, console: Console) -> None:
     _write(flags.json, rows)
     if rows:
         console.print(runs_table(rows))
+        console.print(LEGEND)
     console.print(f"rows, curves and checkpoints: {flags.out}", soft_wrap=True)
 
 
@@ -220,6 +222,7 @@ def runs(flags: Runs, console: Console) -> None:
         everything[str(folder)] = rows
         console.print(f"\n{folder}: {count([row['status'] for row in rows])}", soft_wrap=True)
         console.print(runs_table(rows))
+    console.print(LEGEND)
     _write(flags.json, everything)
 
 
@@ -243,20 +246,21 @@ def export(flags: Export, console: Console) -> None:
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _base(path: Path | None) -> RunConfig:
+def _base(path: Path | None) -> dict[str, Any]:
+    """The settings of a --config file by dotted path. They need not make a config by themselves."""
     from jaxgpt import store
 
     if path is None:
-        return RunConfig()
+        return {}
     if not path.is_file():
         raise BadInput(f"config={path} is not there; it must be a JSON file")
     tree = store.read_json(path)
     if not isinstance(tree, dict):
         raise BadInput(f'config={path} must hold a JSON object such as {{"model": {{"d_model": 64}}}}')
-    return from_dict(tree)
+    return flatten(tree)
 
 
-def _configs(base: RunConfig, settings: dict[str, str], zips: Sequence[str]) -> list[RunConfig]:
+def _configs(base: dict[str, Any], settings: dict[str, str], zips: Sequence[str]) -> list[RunConfig]:
     """Lists of values are axes, zipped where asked, else in all combinations; a single value is in all of them."""
     values = {path: value.split(",") for path, value in settings.items()}
     axes: list[list[dict[str, str]]] = []
@@ -272,7 +276,10 @@ def _configs(base: RunConfig, settings: dict[str, str], zips: Sequence[str]) -> 
         axes.append([dict(zip(names, each, strict=True)) for each in together])
     axes += [[{path: value} for value in several] for path, several in values.items()]
     # All settings of a run at once: 48 wide with 3 heads is a model, 3 heads in the default width is none.
-    return [override(base, dict(itertools.chain(*(d.items() for d in each)))) for each in itertools.product(*axes)]
+    return [
+        override(RunConfig(), base | dict(itertools.chain(*(d.items() for d in each))))
+        for each in itertools.product(*axes)
+    ]
 
 
 def _sweep(configs: list[RunConfig], out: Path, max_minutes: float | None) -> list[dict[str, Any]]:
@@ -298,6 +305,7 @@ def _dry_run(configs: list[RunConfig], flags: Sweep, console: Console) -> None:
     rows = [planned_row(run.id, run.config, status[run.id]) for run in planned]
     seconds = estimate_seconds(planned)
     console.print(runs_table(rows))
+    console.print(LEGEND)
     console.print(f"{count(list(status.values()))}; what is to do takes about {duration(seconds)} (a rough estimate)")
     _write(flags.json, {"runs": rows, "estimated_seconds": seconds})
 

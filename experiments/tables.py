@@ -42,6 +42,9 @@ def planned_row(run_id: str, config: RunConfig, status: str) -> dict[str, Any]:
     return {"run_id": run_id, "status": status} | sizes | flatten(to_dict(config))
 
 
+LEGEND = "N: non-embedding parameters; D: training tokens; C: 6ND FLOPs; loss: nats per token ± standard error"
+
+
 def runs_table(rows: list[dict[str, Any]]) -> Table:
     """Runs for people: id, state, the settings in which they differ, N, D, C, loss, time."""
     differ = [f.path for f in fields(RunConfig) if len({_setting(row.get(f.path)) for row in rows}) > 1]
@@ -55,21 +58,23 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
     ]
     if any(_is_number(row.get("final_loss")) for row in rows):
         columns += [
-            ("loss", lambda row: f"{_plain(row.get('final_loss'), '.3f')}±{_plain(row.get('final_loss_sem'), '.3f')}"),
+            ("loss", _loss),
             ("bits/byte", lambda row: _plain(row.get("final_bits_per_byte"), ".3f")),
             ("seconds", lambda row: _plain(row.get("wall_seconds"), ".1f")),
         ]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, _ in columns:
         table.add_column(
             name, justify="left" if name in ("run", "state") else "right", no_wrap=name in ("run", "C", "loss")
         )
     for row in sorted(rows, key=lambda row: (row["params_non_embedding"], row["tokens"])):
         table.add_row(*(cell(row) for _, cell in columns))
-    table.caption = (
-        "N: non-embedding parameters, D: training tokens, C: 6ND FLOPs, loss: nats per token, ± standard error"
-    )
     return table
+
+
+def _loss(row: dict[str, Any]) -> str:
+    error = f"±{row['final_loss_sem']:.3f}" if _is_number(row.get("final_loss_sem")) else ""
+    return _plain(row.get("final_loss"), ".3f") + error
 
 
 def _short(count: float) -> str:

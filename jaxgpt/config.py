@@ -136,7 +136,7 @@ class DataConfig:
 class OptimizerConfig:
     """AdamW and its schedule."""
 
-    learning_rate: float = _field(3e-3, "peak learning rate", low=0.0)
+    learning_rate: float = _field(5e-3, "peak learning rate", low=0.0)
     schedule: Literal["cosine", "linear", "constant", "wsd"] = _field("cosine", "shape after warm-up")
     warmup_steps: int | None = _field(
         None, "steps of linear warm-up from 0; null: a tenth of the run, at most 100", low=0
@@ -273,11 +273,15 @@ class FieldInfo:
     default: Any
     help: str
     identity: bool
+    low: float | None
+    above: float | None
 
     @property
     def allowed(self) -> str:
         """The allowed values in words."""
-        return _allowed(self.type)
+        low = f" of at least {self.low:g}" if self.low is not None else ""
+        above = f" above {self.above:g}" if self.above is not None else ""
+        return _allowed(self.type, low + above)
 
 
 def fields(cls: type = RunConfig) -> list[FieldInfo]:
@@ -292,9 +296,7 @@ def _fields(cls: type, prefix: str = "") -> tuple[FieldInfo, ...]:
         if dataclasses.is_dataclass(hints[f.name]):
             found += _fields(hints[f.name], f"{prefix}{f.name}.")
         else:
-            found.append(
-                FieldInfo(prefix + f.name, hints[f.name], f.default, f.metadata["help"], f.metadata["identity"])
-            )
+            found.append(FieldInfo(prefix + f.name, hints[f.name], f.default, **f.metadata))
     return tuple(found)
 
 
@@ -342,7 +344,8 @@ def _parse(field: FieldInfo, text: str) -> Any:
                 return text
         except ValueError:
             continue
-    raise BadInput(f"{field.path}={text} is not allowed; it must be {field.allowed}")
+    several = " (for several values use `jaxgpt sweep`)" if "," in text else ""
+    raise BadInput(f"{field.path}={text} is not allowed; it must be {field.allowed}{several}")
 
 
 # --- validation ----------------------------------------------------------------------------------------------------
@@ -350,17 +353,14 @@ def _parse(field: FieldInfo, text: str) -> Any:
 
 def _check_fields(config: Any, group: str) -> None:
     """Types, choices and bounds of every field of one group; raises BadInput naming field, value, what is allowed."""
-    info = {f.path: f for f in fields(type(config))}
-    for f in dataclasses.fields(config):
-        value, name = getattr(config, f.name), f"{group}.{f.name}"
-        if not any(_is(value, kind) for kind in _alternatives(info[f.name].type)):
-            raise BadInput(f"{name}={value} is not allowed; it must be {info[f.name].allowed}")
+    for f in fields(type(config)):
+        value = getattr(config, f.path)
         if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT32:  # NaN too
-            raise BadInput(f"{name}={value} is not allowed; it must be finite, also in float32")
-        if value is not None and f.metadata["low"] is not None and value < f.metadata["low"]:
-            raise BadInput(f"{name}={value} is not allowed; it must be at least {f.metadata['low']:g}")
-        if value is not None and f.metadata["above"] is not None and value <= f.metadata["above"]:
-            raise BadInput(f"{name}={value} is not allowed; it must be above {f.metadata['above']:g}")
+            raise BadInput(f"{group}.{f.path}={value} is not allowed; it must be finite, also in float32")
+        right_kind = any(_is(value, kind) for kind in _alternatives(f.type))
+        too_low = right_kind and value is not None and f.low is not None and value < f.low
+        if not right_kind or too_low or (f.above is not None and value is not None and value <= f.above):
+            raise BadInput(f"{group}.{f.path}={value} is not allowed; it must be {f.allowed}")
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -375,13 +375,13 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
-def _allowed(kind: Any) -> str:
+def _allowed(kind: Any, bound: str) -> str:
     words: Iterator[str] = (
         ", ".join(map(str, get_args(k)))
         if get_origin(k) is Literal
         else {
-            int: "a whole number",
-            float: "a number",
+            int: f"a whole number{bound}",
+            float: f"a number{bound}",
             bool: "true or false",
             str: "text",
             types.NoneType: "null",

@@ -1,8 +1,8 @@
 """The demo: a sweep of language models on real text, a fitted scaling law, and the picture.
 
 Sizes x token budgets on Python's own library as text. Each run has its own cosine schedule, so each final loss is
-that of a finished training. The learning rate, .32 / width, is near the best of scans with one seed each (width 16:
-1e-2, 2e-2, 4e-2; 32: 5e-3, 1e-2, 2e-2; 64: 3e-3, 6e-3, 1.2e-2; over 300 steps, and 1200 for the first two).
+that of a finished training. The learning rate, .5 / width, is near the best of scans with one seed each, over 300 and
+1200 steps (width 16: 1e-2, 2e-2, 4e-2; widths 32 and 64: 5e-3, 1e-2, 2e-2).
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ SWEEPS = {
         bootstraps=50,
     ),
     "laptop": Size(
-        models=((8, 2), (12, 2), (16, 2), (24, 2), (32, 3)),
-        steps=(600, 1200, 2400, 4800),
+        models=((16, 2), (24, 2), (32, 3), (48, 3), (64, 4)),
+        steps=(300, 600, 1200, 2400),
         settings={"model.context": 128, "train.batch_size": 8, "train.eval_windows": 256},
     ),
     "paper": Size(
@@ -80,7 +80,7 @@ def configs(size: Size) -> list[RunConfig]:
                 "model.n_layers": layers,
                 "model.n_heads": max(1, width // (64 if width >= 256 else 16)),
                 "model.d_head": 64 if width >= 256 else min(16, width),
-                "optimizer.learning_rate": 0.32 / width,
+                "optimizer.learning_rate": 0.5 / width,
                 "train.steps": steps,
                 **size.settings,
             },

@@ -432,7 +432,7 @@ BAD = {
     "not a whole number": ("train model.d_model=8.5", "model.d_model=8.5 is not allowed; it must be a whole number"),
     "not a number": ("train optimizer.learning_rate=fast", "it must be a number"),
     "not finite": ("train optimizer.learning_rate=inf", "it must be finite"),
-    "too small": ("train train.steps=0", "train.steps=0 is not allowed; it must be at least 1"),
+    "too small": ("train train.steps=0", "train.steps=0 is not allowed; it must be a whole number of at least 1"),
     "a seed too large": ("train train.seed=4294967296", "train.seed=4294967296 is not allowed; it must be below 2^32"),
     "not a choice": ("train model.norm=batch", "it must be layernorm, rmsnorm, none"),
     "not a truth value": ("train model.bias=maybe", "it must be true or false"),
