@@ -2,10 +2,12 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# The first of these that is a Python we support and can make environments. Override: make demo PYTHON=/path/to/python
+# Fails for a Python that we do not support or that cannot make environments.
+SUITS := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+# The first of these that suits. Override: make demo PYTHON=/path/to/python3.12
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
-SUPPORTED := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+	$$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
+FOUND = $(shell $(or $(PYTHON),python3) --version 2>&1 | head -n 1)
 
 .PHONY: demo test test-slow lint clean
 .DEFAULT_GOAL := help
@@ -30,9 +32,9 @@ lint: $(VENV)/.test-is-set-up
 	$(BIN)/basedpyright
 
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" && $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null || { \
-		echo "jaxgpt needs Python 3.11, 3.12 or 3.13 with venv; found $$($(or $(PYTHON),python3) --version 2>&1 | head -1). Name one: make demo PYTHON=/path/to/python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(if $(shell $(PYTHON) -c '$(SUITS)' 2>/dev/null && echo yes),,$(error jaxgpt needs Python 3.11, 3.12 or 3.13 \
+		with venv, and found $(or $(FOUND),no Python); name one with PYTHON=/path/to/python3.12))
+	@$(PYTHON) -m venv $(VENV)
 
 # The stamps: an install that was cut short leaves none, so it is done again.
 $(VENV)/.demo-is-set-up: $(VENV)/bin/python pyproject.toml constraints.txt

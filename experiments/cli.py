@@ -257,7 +257,14 @@ def _base(path: Path | None) -> dict[str, Any]:
     tree = store.read_json(path)
     if not isinstance(tree, dict):
         raise BadInput(f'config={path} must hold a JSON object such as {{"model": {{"d_model": 64}}}}')
-    return flatten(tree)
+    settings, known = flatten(tree), {f.path: f for f in fields(RunConfig)}
+    for name, value in settings.items():
+        # Strings on the command line are read by the field's type; in JSON a number is a number.
+        if isinstance(value, str) and name in known and not known[name].takes_text:
+            raise BadInput(
+                f"config={path}: {name}={json.dumps(value)} is not allowed; it must be {known[name].allowed}"
+            )
+    return settings
 
 
 def _configs(base: dict[str, Any], settings: dict[str, str], zips: Sequence[str]) -> list[RunConfig]:

@@ -277,6 +277,11 @@ class FieldInfo:
     above: float | None
 
     @property
+    def takes_text(self) -> bool:
+        """Whether a string can be its value: free text, or one of its choices."""
+        return any(kind is str or get_origin(kind) is Literal for kind in _alternatives(self.type))
+
+    @property
     def allowed(self) -> str:
         """The allowed values in words."""
         low = f" of at least {self.low:g}" if self.low is not None else ""

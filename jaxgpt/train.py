@@ -75,14 +75,8 @@ class TrainState(NamedTuple):
 
 def program(config: RunConfig, task: Task) -> Program:
     """The program of a run: what `Hparams` carries is set to its default, so that it does not split programs."""
-    o, default = config.optimizer, OptimizerConfig()
-    shared = OptimizerConfig(
-        schedule=o.schedule,
-        beta1=o.beta1,
-        beta2=o.beta2,
-        epsilon=o.epsilon,
-        learning_rate=default.learning_rate,
-    )
+    o = config.optimizer
+    shared = OptimizerConfig(schedule=o.schedule, beta1=o.beta1, beta2=o.beta2, epsilon=o.epsilon)
     return Program(task, shared, config.train.microbatches, config.train.max_bad_steps)
 
 
@@ -116,9 +110,7 @@ def mean_loss_and_gradient(task: Task, params: Any, batch: Any, microbatches: in
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), first)
         add = partial(jax.tree.map, jnp.add)
         ((total, weight), gradient), _ = jax.lax.scan(lambda s, part: (add(s, grad(params, part)), None), zeros, parts)
-        gradient = jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), gradient, params)
-        return total / weight, gradient
-    return total / weight, jax.tree.map(lambda g: g / weight.astype(g.dtype), gradient)
+    return total / weight, jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), gradient, params)
 
 
 def train_step(program: Program, state: TrainState, batch: Any, h: Hparams) -> tuple[TrainState, dict[str, Array]]:

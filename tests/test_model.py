@@ -504,10 +504,10 @@ def test_every_parameter_of_every_option_has_exactly_one_rule_and_every_rule_is_
 
 def expected_std(name, c):
     """The table of standard deviations, written a second time."""
-    residual = 1 / math.sqrt(2 * c.n_layers)
+    residual, table = 1 / math.sqrt(2 * c.n_layers), 0.02 if c.tie_output else 1.0
     last_two = ".".join(name.split(".")[-3:-1])
     return {
-        "embed": 0.02, "position": 0.02, "unembed": 0.02, "read_in": c.d_input and c.d_input**-0.5,
+        "embed": table, "position": table, "unembed": 0.02, "read_in": c.d_input and c.d_input**-0.5,
         "read_out": c.d_model**-0.5, "attention.query": c.d_model**-0.5, "attention.key": c.d_model**-0.5,
         "attention.value": c.d_model**-0.5, "mlp.up": c.d_model**-0.5, "mlp.gate": c.d_model**-0.5,
         "attention.out": (c.n_heads * c.head_width) ** -0.5 * residual, "mlp.down": c.mlp_width**-0.5 * residual,
@@ -518,6 +518,7 @@ def expected_std(name, c):
     "fields",
     [
         given(positions="learned", mlp="swiglu", bias=True, d_head=24, d_mlp=80),
+        given(positions="learned", tie_output=True),
         given(d_input=24, d_output=32, n_layers=3, norm="rmsnorm"),
     ],
     ids=str,

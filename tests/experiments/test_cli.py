@@ -482,7 +482,7 @@ BAD = {
     "a config that is binary": ("train --config binary", "binary is not a JSON file"),
     "a config that is a list": ("sweep --config list.json", "must hold a JSON object"),
     "a config with an unknown field": ("train --config unknown.json", "did you mean model.d_model?"),
-    "a config with a wrong type": ("train --config wrong.json", "model.d_model=8 is not allowed"),
+    "a config with a wrong type": ("train --config wrong.json", 'model.d_model="8" is not allowed; it must be'),
     "export to another format": ("export folder table.xlsx", "file=table.xlsx is not allowed"),
     "export onto a folder": ("export folder sub.csv", "file=sub.csv is a folder"),
     "export into no folder": ("export folder nowhere/x.csv", "there is no folder"),
