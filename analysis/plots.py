@@ -52,23 +52,27 @@ def short(count: float) -> str:
     return f"{count:.3g}"
 
 
-def scaling_figure(runs: pd.DataFrame, curves: pd.DataFrame, fit: Fit, path_stem) -> list[Path]:
+def scaling_figure(
+    runs: pd.DataFrame, curves: pd.DataFrame, fit: Fit, path_stem, *, counting: str = "all parameters"
+) -> list[Path]:
     """Loss against compute with the fitted frontier, and loss against tokens per size; writes PNG and SVG.
 
-    runs    one row per run: run_id, params_non_embedding (N), tokens (D), flops_6nd (C), final_loss (nats per token),
-            final_loss_sem
-    curves  logged steps: run_id, flops_6nd, validation_loss (NaN where not evaluated)
-    fit     a Chinchilla fit of final_loss on N and D
+    runs      one row per run: run_id, N (parameters), D (tokens), C = 6ND (FLOPs), final_loss (nats per token),
+              final_loss_sem
+    curves    logged steps: run_id, C, validation_loss (NaN where not evaluated)
+    fit       a Chinchilla fit of final_loss on N and D
+    counting  which parameters N counts, in words
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    seen = curves.dropna(subset=["validation_loss"]).sort_values("flops_6nd")
-    styles = size_styles(runs["params_non_embedding"].unique())
+    seen = curves.dropna(subset=["validation_loss"]).sort_values("C")
+    styles = size_styles(runs["N"].unique())
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 5.0), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1), sharey=True)
         _draw_compute(left, runs, seen, fit, styles)
+        left.set_xlabel(f"training compute C = 6ND (FLOPs; N counts {counting})")
         _draw_tokens(right, runs, fit, styles)
         right.tick_params(axis="y", labelleft=True)
         return _save(figure, path_stem)
@@ -76,24 +80,23 @@ def scaling_figure(runs: pd.DataFrame, curves: pd.DataFrame, fit: Fit, path_stem
 
 def _draw_compute(axes, runs, seen, fit, styles) -> None:
     """Curves and final points of all runs above the frontier; the legend stands below both panels."""
-    flops_G = np.geomspace(runs["flops_6nd"].min() / 1.5, runs["flops_6nd"].max() * 1.5, 100)
+    flops_G = np.geomspace(runs["C"].min() / 1.5, runs["C"].max() * 1.5, 100)
     loss_G, low_G, high_G = with_interval(fit, lambda parameters: frontier(parameters, flops_G)[2])
     best, worst = runs["final_loss"].min(), runs["final_loss"].max()
     bottom, top = 0.96 * max(min(best, loss_G[-1]), 0.8 * best), 1.05 * worst * (worst / best) ** 0.35
     shown = seen[seen["validation_loss"] < top]
-    first = min(runs["flops_6nd"].min() / 1.5, shown["flops_6nd"].min() if len(shown) else np.inf)
+    first = min(runs["C"].min() / 1.5, shown["C"].min() if len(shown) else np.inf)
 
     for run in runs.itertuples():
         curve = seen[seen["run_id"] == run.run_id]
-        colour, _ = styles[run.params_non_embedding]
-        axes.plot(curve["flops_6nd"], curve["validation_loss"], color=colour, lw=0.8, alpha=0.7)
+        colour, _ = styles[run.N]
+        axes.plot(curve["C"], curve["validation_loss"], color=colour, lw=0.8, alpha=0.7)
     band = axes.fill_between(flops_G, low_G, high_G, color="0.55", alpha=0.35, lw=0, zorder=2)
     (line,) = axes.plot(flops_G, loss_G, color="black", lw=1.8, ls=(0, (5, 1.5)), zorder=3)
-    points = [_points(axes, "flops_6nd", runs, n, style) for n, style in styles.items()]
+    points = [_points(axes, "C", runs, n, style) for n, style in styles.items()]
     axes.set_xscale("log")
     axes.set_xlim(first / 1.2, flops_G[-1])
     _loss_axis(axes, bottom, top)
-    axes.set_xlabel("training compute C = 6ND (FLOPs, N without embeddings)")
     axes.set_ylabel("validation loss (nats per token)")
     axes.set_title("Loss against compute: every run, and the best that the law allows")
     names = [f"compute-optimal frontier, {fit.level:.0%} interval", *(f"N = {short(n)}" for n in styles)]
@@ -101,12 +104,12 @@ def _draw_compute(axes, runs, seen, fit, styles) -> None:
 
 
 def _draw_tokens(axes, runs, fit, styles) -> None:
-    tokens_G = np.geomspace(runs["tokens"].min() / 1.3, runs["tokens"].max() * 1.3, 100)
+    tokens_G = np.geomspace(runs["D"].min() / 1.3, runs["D"].max() * 1.3, 100)
     for n, style in styles.items():
         loss_G, low_G, high_G = predict(fit, N=n, D=tokens_G)
         axes.fill_between(tokens_G, low_G, high_G, color=style[0], alpha=0.22, lw=0)
         axes.plot(tokens_G, loss_G, color=style[0], lw=1.2)
-        _points(axes, "tokens", runs, n, style)
+        _points(axes, "D", runs, n, style)
     axes.set_xscale("log")
     _count_axis(axes)
     axes.set_xlabel("training data D (tokens)")
@@ -116,7 +119,7 @@ def _draw_tokens(axes, runs, fit, styles) -> None:
 
 def _points(axes, column: str, runs, n, style):
     colour, marker = style
-    mine = runs[runs["params_non_embedding"] == n]
+    mine = runs[runs["N"] == n]
     return axes.errorbar(
         mine[column], mine["final_loss"], mine["final_loss_sem"],
         fmt=marker, color=colour, mec="white", mew=0.6, ms=6.5, ecolor="0.2", elinewidth=1, zorder=4,

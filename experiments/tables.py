@@ -38,22 +38,24 @@ def planned_row(run_id: str, config: RunConfig, status: str) -> dict[str, Any]:
         "params_non_embedding": n.non_embedding,
         "tokens": config.tokens,
     }
-    sizes["flops_6nd"] = flops.flops_6nd(n.non_embedding, config.tokens)
+    sizes["flops_6nd"] = flops.flops_6nd(n.total, config.tokens)
     return {"run_id": run_id, "status": status} | sizes | flatten(to_dict(config))
 
 
-LEGEND = "N: non-embedding parameters; D: training tokens; C: 6ND FLOPs; loss: nats per token ± standard error"
+LEGEND = "N: all parameters; D: training tokens; C: 6ND FLOPs; loss: nats per token ± standard error"
 
 
 def runs_table(rows: list[dict[str, Any]]) -> Table:
     """Runs for people: id, state, the settings in which they differ, N, D, C, loss, time."""
+    from analysis.plots import short
+
     differ = [f.path for f in fields(RunConfig) if len({_setting(row.get(f.path)) for row in rows}) > 1]
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("run", lambda row: row["run_id"]),
         ("state", lambda row: row["status"]),
         *((path.partition(".")[2], lambda row, path=path: _setting(row.get(path))) for path in differ),
-        ("N", lambda row: _short(row["params_non_embedding"])),
-        ("D", lambda row: _short(row["tokens"])),
+        ("N", lambda row: short(row["params_total"])),
+        ("D", lambda row: short(row["tokens"])),
         ("C", lambda row: f"{row['flops_6nd']:.1e}"),
     ]
     if any(_is_number(row.get("final_loss")) for row in rows):
@@ -67,7 +69,7 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(
             name, justify="left" if name in ("run", "state") else "right", no_wrap=name in ("run", "C", "loss")
         )
-    for row in sorted(rows, key=lambda row: (row["params_non_embedding"], row["tokens"])):
+    for row in sorted(rows, key=lambda row: (row["params_total"], row["tokens"])):
         table.add_row(*(cell(row) for _, cell in columns))
     return table
 
@@ -75,14 +77,6 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
 def _loss(row: dict[str, Any]) -> str:
     error = f"±{row['final_loss_sem']:.3f}" if _is_number(row.get("final_loss_sem")) else ""
     return _plain(row.get("final_loss"), ".3f") + error
-
-
-def _short(count: float) -> str:
-    """1234567 -> 1.23M; exact numbers stand in the run table."""
-    for factor, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= factor:
-            return f"{count / factor:.3g}{suffix}"
-    return f"{count:g}"
 
 
 def _setting(value: Any) -> str:

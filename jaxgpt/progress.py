@@ -77,7 +77,7 @@ class Progress:
         self.share[run.id] = 1.0
         if not here:
             self.first_share[run.id] = 1.0
-        size = f"N={row['params_non_embedding']:,} D={row['tokens']:,}"
+        size = f"N={row['params_total']:,} D={row['tokens']:,}"
         if row["status"] == "done":
             # null in a row on disk is what was not measured, or not a number.
             loss, sem = (math.nan if row[name] is None else row[name] for name in ("final_loss", "final_loss_sem"))

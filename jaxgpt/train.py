@@ -372,7 +372,7 @@ def _points(run: Run, step: int, metrics: dict[str, np.ndarray], state: TrainSta
     t, per_step = run.config.train, run.config.train.batch_size * run.config.model.context
     last = step + len(metrics["train_loss"])
     marked = {last} if last == t.steps or last % eval_every(t) == 0 else set()
-    n = _parameters(run, state)[0].non_embedding
+    n = _parameters(run, state)[0].total
     return [
         {
             "step": i,
@@ -409,7 +409,7 @@ def _finish(
         "params_total": counts.total,
         "params_non_embedding": counts.non_embedding,
         "tokens": corpus_tokens,
-        "flops_6nd": flops.flops_6nd(counts.non_embedding, corpus_tokens),
+        "flops_6nd": flops.flops_6nd(counts.total, corpus_tokens),
         "flops_exact": flops.flops_exact(c.model, corpus_tokens, attention="causal") if transformer else None,
         "final_loss": last.get("validation_loss"),
         "final_loss_sem": last.get("validation_loss_sem"),

@@ -482,7 +482,7 @@ def test_the_row_says_what_was_trained_on_what_and_how_much(configs, undisturbed
     counts = flops.parameters(config.model)
     assert (row["params_total"], row["params_non_embedding"]) == (counts.total, counts.non_embedding)
     assert row["tokens"] == 60 * 4 * 8
-    assert row["flops_6nd"] == 6 * counts.non_embedding * row["tokens"]
+    assert row["flops_6nd"] == 6 * counts.total * row["tokens"]
     curve = store.read_curve(undisturbed, run.id)
     assert [p["step"] for p in curve] == sorted({*range(4, 61, 4), 15, 30, 45, 60})
     evaluated = {p["step"]: p["validation_loss"] for p in curve if "validation_loss" in p}

@@ -7,12 +7,14 @@ that of a finished training. The learning rate, .5 / width, is near the best of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.claims import Claim, Measured
 from experiments.registry import Job, Outcome, Paper, Unfinished
+from jaxgpt import flops
 from jaxgpt.config import RunConfig, override
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Size:
 
     models: tuple[tuple[int, int], ...]
     steps: tuple[int, ...]
+    most_flops: float  # 6ND; what would cost more is left out, so that small models get the long runs
     settings: dict[str, int]
     starts: int = 500
     bootstraps: int = 1000
@@ -53,18 +56,21 @@ SWEEPS = {
     "smoke": Size(
         models=((4, 1), (8, 1), (12, 1), (16, 1)),
         steps=(8, 16, 32),
+        most_flops=math.inf,
         settings={"model.context": 16, "train.batch_size": 2, "train.eval_windows": 32},
         starts=50,
         bootstraps=50,
     ),
     "laptop": Size(
         models=((16, 2), (24, 2), (32, 3), (48, 3), (64, 4)),
-        steps=(300, 600, 1200, 2400),
+        steps=(500, 1000, 2000, 4000),
+        most_flops=3e12,
         settings={"model.context": 128, "train.batch_size": 8, "train.eval_windows": 256},
     ),
     "paper": Size(
         models=((128, 4), (192, 6), (256, 8), (384, 8), (512, 12), (768, 12)),
         steps=(2_500, 5_000, 10_000, 20_000, 40_000),
+        most_flops=math.inf,
         settings={"model.context": 1024, "train.batch_size": 128, "train.eval_windows": 1024},
     ),
 }
@@ -72,7 +78,7 @@ SWEEPS = {
 
 def configs(size: Size) -> list[RunConfig]:
     """The runs of the sweep, from small to large. Heads are 16 wide, and 64 in models that are wide enough."""
-    return [
+    grid = [
         override(
             RunConfig(),
             {
@@ -88,6 +94,7 @@ def configs(size: Size) -> list[RunConfig]:
         for width, layers in size.models
         for steps in size.steps
     ]
+    return [c for c in grid if flops.flops_6nd(flops.parameters(c.model).total, c.tokens) <= size.most_flops]
 
 
 SUMMARY = [
@@ -109,9 +116,11 @@ def run(job: Job) -> Outcome:
     runs = sweep(wanted, job.raw, max_minutes=job.max_minutes)
     if len(runs) < len(wanted):
         raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    # N counts all parameters, as Hoffmann et al. do.
+    symbols = {"params_total": "N", "tokens": "D", "flops_6nd": "C"}
     done = runs.query("status == 'done'")
-    curves = load(job.raw)[1]
-    n, d, loss = (done[column].to_numpy(float) for column in ("params_non_embedding", "tokens", "final_loss"))
+    named, curves = done.rename(columns=symbols), load(job.raw)[1].rename(columns=symbols)
+    n, d, loss = (named[column].to_numpy(float) for column in ("N", "D", "final_loss"))
     fitted = fit(CHINCHILLA, {"N": n, "D": d}, loss, starts=size.starts, bootstraps=size.bootstraps, level=LEVEL)
     largest = n == n.max()
     smaller = fit(CHINCHILLA, {"N": n[~largest], "D": d[~largest]}, loss[~largest],
@@ -137,7 +146,7 @@ def run(job: Job) -> Outcome:
             ("Validation loss in nats per byte, by size N and training bytes D", _losses(done)),
             (_how_it_was_fitted(fitted), _parameters(fitted)),
         ),
-        figures=tuple(scaling_figure(done, curves, fitted, job.figure)),
+        figures=tuple(scaling_figure(named, curves, fitted, job.figure)),
         numbers={"fit": to_json(fitted)},
         seconds_training=sum(runs["wall_seconds"]),
         device=done["device"].iloc[0],
@@ -148,11 +157,9 @@ def run(job: Job) -> Outcome:
 def _losses(done: pandas.DataFrame) -> pandas.DataFrame:
     """Final losses with their standard errors, one line per size and one column per token budget."""
     text = [f"{loss:.3f} ± {sem:.3f}" for loss, sem in zip(done["final_loss"], done["final_loss_sem"], strict=True)]
-    cells = done.assign(cell=text).pivot_table(
-        index="params_non_embedding", columns="tokens", values="cell", aggfunc="first"
-    )
+    cells = done.assign(cell=text).pivot_table(index="params_total", columns="tokens", values="cell", aggfunc="first")
     cells.columns = [f"D = {tokens:,}" for tokens in cells.columns]
-    cells.insert(0, "N (non-embedding)", [f"{n:,}" for n in cells.index])
+    cells.insert(0, "N (all parameters)", [f"{n:,}" for n in cells.index])
     return cells.fillna("–")
 
 

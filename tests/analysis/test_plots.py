@@ -28,8 +28,8 @@ def tables():
                 (run_id, i, d, 6 * n * d, value if i % 2 else np.nan, value)
                 for i, (d, value) in enumerate(zip(seen, loss, strict=True))
             ]
-    run_columns = ["run_id", "params_non_embedding", "tokens", "flops_6nd", "final_loss", "final_loss_sem"]
-    curve_columns = ["run_id", "step", "tokens", "flops_6nd", "validation_loss", "train_loss"]
+    run_columns = ["run_id", "N", "D", "C", "final_loss", "final_loss_sem"]
+    curve_columns = ["run_id", "step", "D", "C", "validation_loss", "train_loss"]
     return pd.DataFrame(runs, columns=run_columns), pd.DataFrame(curves, columns=curve_columns)
 
 
@@ -38,7 +38,7 @@ def drawn(tmp_path_factory):
     runs, curves = tables()
     fitted = fit(
         CHINCHILLA,
-        {"N": runs["params_non_embedding"], "D": runs["tokens"]},
+        {"N": runs["N"], "D": runs["D"]},
         runs["final_loss"],
         starts=20,
         bootstraps=40,
@@ -62,7 +62,7 @@ def test_the_same_table_gives_the_same_bytes(drawn):
 def test_axes_carry_units_and_the_legend_names_each_size(drawn):
     said = set(re.findall(r"<!-- (.*?) -->", drawn[0][1].read_text()))  # the SVG keeps each text as a comment
     assert {
-        "training compute C = 6ND (FLOPs, N without embeddings)",
+        "training compute C = 6ND (FLOPs; N counts all parameters)",
         "validation loss (nats per token)",
         "training data D (tokens)",
         "compute-optimal frontier, 90% interval",

@@ -11,6 +11,7 @@ import sys
 import pandas as pd
 import pytest
 
+from analysis.plots import short
 from jaxgpt import RunConfig, launch, store
 from jaxgpt.config import fields
 
@@ -207,8 +208,8 @@ def test_a_dry_run_prints_the_plan_and_neither_trains_nor_writes(command, tiny, 
         assert run["run_id"] in said.out
         assert run["status"] == "to do"
         assert run["tokens"] == 2 * 2 * 8
-        assert run["flops_6nd"] == 6 * run["params_non_embedding"] * run["tokens"]
-        assert f" {run['params_non_embedding']:g}" in said.out
+        assert run["flops_6nd"] == 6 * run["params_total"] * run["tokens"]
+        assert short(run["params_total"]) in said.out
         assert f"{run['flops_6nd']:.1e}" in said.out
     assert "2 to do; what is to do takes about" in said.out
 

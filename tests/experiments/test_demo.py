@@ -51,7 +51,7 @@ def test_the_summary_has_every_run_with_its_loss(smoke):
     rows = store.load(smoke.home / "results/raw/demo/smoke")[0].set_index("run_id")
     assert list(summary["final_loss"]) == list(rows.loc[summary["run_id"], "final_loss"])
     assert summary["final_loss"].between(1, math.log(256) + 1).all()
-    assert list(summary["flops_6nd"]) == list(6 * summary["params_non_embedding"] * summary["tokens"])
+    assert list(summary["flops_6nd"]) == list(6 * summary["params_total"] * summary["tokens"])
     assert sorted(set(summary["model.d_model"])) == sorted(width for width, _ in size.models)
 
 
@@ -156,10 +156,10 @@ def plant(folder, law, *, noise=1e-5, largest=1.0, diverged=0):
     widest = max(run.config.model.d_model for run in runs)
     for i, run in enumerate(runs):
         n = flops.parameters(run.config.model)
-        loss = float(CHINCHILLA.predict(law, {"N": n.non_embedding, "D": run.config.tokens})) * math.exp(noise * draw())
+        loss = float(CHINCHILLA.predict(law, {"N": n.total, "D": run.config.tokens})) * math.exp(noise * draw())
         loss *= largest if run.config.model.d_model == widest else 1.0
         bad = i >= len(runs) - diverged
-        point = {"step": run.config.train.steps, "flops_6nd": 6 * n.non_embedding * run.config.tokens}
+        point = {"step": run.config.train.steps, "flops_6nd": 6 * n.total * run.config.tokens}
         store.append_curve(folder, run.id, [point | {"validation_loss": None if bad else loss}])
         row = {"run_id": run.id, "status": "diverged" if bad else "done", "params_total": n.total,
                "params_non_embedding": n.non_embedding, "tokens": run.config.tokens, "flops_6nd": point["flops_6nd"],
@@ -239,14 +239,17 @@ def test_runs_that_are_missing_leave_the_demo_unfinished(tmp_path):
 
 
 @pytest.mark.parametrize("scale", demo.SWEEPS)
-def test_the_sweep_of_each_scale_is_sizes_times_budgets_and_each_config_is_one_run(scale):
-    configs = demo.configs(demo.SWEEPS[scale])
+def test_the_sweep_of_each_scale_is_sizes_times_budgets_up_to_the_most_flops(scale):
+    size = demo.SWEEPS[scale]
+    configs = demo.configs(size)
     assert len({json.dumps(to_dict(config)) for config in configs}) == len(configs)
-    tokens = {config.tokens for config in configs}
-    sizes = {flops.parameters(config.model).non_embedding for config in configs}
-    assert len(tokens) * len(sizes) == len(configs)
-    assert len(sizes) >= (4 if scale == "smoke" else 5)
-    assert len(tokens) >= 3
+    cells = {(flops.parameters(config.model).total, config.tokens) for config in configs}
+    assert len(cells) == len(configs)
+    assert all(6 * n * tokens <= size.most_flops for n, tokens in cells)
+    sizes, tokens = ({cell[i] for cell in cells} for i in (0, 1))
+    assert {(n, d) for n in sizes for d in tokens if 6 * n * d <= size.most_flops} == cells
+    assert len(sizes) == len(size.models) >= (4 if scale == "smoke" else 5)
+    assert all(sum(cell[0] == n for cell in cells) >= 3 for n in sizes)
 
 
 def test_a_claim_without_a_number_is_shown_with_a_dash():
