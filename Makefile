@@ -36,10 +36,12 @@ $(VENV)/bin/python:
 		with venv, and found $(or $(FOUND),no Python); name one with PYTHON=/path/to/python3.12))
 	@$(PYTHON) -m venv $(VENV)
 
+# make demo EXTRA=cuda (or tpu) installs the JAX of that accelerator.
+EXTRA ?=
 # The stamps: an install that was cut short leaves none, so it is done again.
 $(VENV)/.demo-is-set-up: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing jaxgpt into $(VENV) (a minute or two)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(if $(EXTRA),[$(EXTRA)])'
 	@touch $@
 
 $(VENV)/.test-is-set-up: $(VENV)/.demo-is-set-up

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(name: str, scale: "Scale" = "laptop", **options: Any) -> list[dict[str, Any]]:
-    """Runs a paper's experiment and returns its claims with verdicts; see `experiments.reproduce.reproduce`."""
+    """Runs a paper's experiment and returns its claims with verdicts; see `experiments.reproduction.reproduce`."""
     from experiments.reproduction import reproduce
 
     return reproduce(name, scale, **options).claims

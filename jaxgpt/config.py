@@ -21,7 +21,8 @@ import dacite
 
 # Raised when what a run computes from the same config changes: old runs then keep their ids and new ones get others.
 DATA_FORMAT_VERSION = 1
-LARGEST_FLOAT32 = 3.4028234e38
+SMALLEST_FLOAT32, LARGEST_FLOAT32 = 1.1754944e-38, 3.4028234e38
+LARGEST_INT32 = 2**31 - 1
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class ModelConfig:
     )
     matmul_precision: Literal["default", "high", "highest"] = _field("default", "of matrix products on accelerators")
     attention_kernel: Literal["auto", "plain", "fused"] = _field(
-        "auto", "fused: jax.nn.dot_product_attention; auto: fused on accelerators, plain on CPU"
+        "auto", "fused: jax.nn.dot_product_attention; auto: fused on GPU, plain elsewhere"
     )
     scan_layers: bool = _field(False, "one compiled block looped over the layers: compiles faster, runs slower on CPU")
     remat: bool = _field(False, "recompute activations in the backward pass: less memory, about a third more time")
@@ -176,7 +177,7 @@ class TrainConfig:
     log_every: int = _field(20, "steps between points of the training curve", low=1, identity=False)
     eval_every: int | None = _field(None, "steps between validations; null: a fifth of the run", low=1, identity=False)
     checkpoint_every: int | None = _field(
-        None, "steps between checkpoints; null: a fifth of the run", low=1, identity=False
+        None, "steps between checkpoints; null: a fifth of the run, at most 1000", low=1, identity=False
     )
 
     def __post_init__(self) -> None:
@@ -184,6 +185,8 @@ class TrainConfig:
         for name in ("seed", "data_seed"):
             if (getattr(self, name) or 0) >= 2**32:
                 raise BadInput(f"train.{name}={getattr(self, name)} is not allowed; it must be below 2^32")
+        if self.steps > LARGEST_INT32:
+            raise BadInput(f"train.steps={self.steps} is not allowed; it must be at most 2^31 - 1")
         if self.batch_size % self.microbatches:
             raise BadInput(
                 f"train.batch_size={self.batch_size} is not divisible by train.microbatches="
@@ -316,6 +319,8 @@ def override(config: T, settings: Mapping[str, Any]) -> T:
         *groups, leaf = path.split(".")
         for group in groups:
             node = node[group]
+        # Axes may come from NumPy: np.int64(3) is the 3 that it prints.
+        value = value.item() if hasattr(value, "item") else value
         node[leaf] = _parse(known[path], value) if isinstance(value, str) else value
     return from_dict(tree, type(config))
 
@@ -364,7 +369,9 @@ def _check_fields(config: Any, group: str) -> None:
             raise BadInput(f"{group}.{f.path}={value} is not allowed; it must be finite, also in float32")
         right_kind = any(_is(value, kind) for kind in _alternatives(f.type))
         too_low = right_kind and value is not None and f.low is not None and value < f.low
-        if not right_kind or too_low or (f.above is not None and value is not None and value <= f.above):
+        # As float32 holds it: 1e-60 is above 0 here and 0 in the step.
+        too_close = right_kind and value is not None and f.above is not None and value - f.above < SMALLEST_FLOAT32
+        if not right_kind or too_low or too_close:
             raise BadInput(f"{group}.{f.path}={value} is not allowed; it must be {f.allowed}")
 
 
@@ -403,4 +410,5 @@ def _unknown(path: str, known: Any) -> str:
 
 
 def _divisors(n: int) -> str:
-    return ", ".join(str(k) for k in range(1, n + 1) if n % k == 0)
+    """The divisors of n up to 1000: enough to choose from, and quick for any n."""
+    return ", ".join(str(k) for k in range(1, min(n, 1000) + 1) if n % k == 0)

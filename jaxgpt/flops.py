@@ -126,8 +126,9 @@ def xla_flops(c: ModelConfig, batch: int) -> float:
     """XLA's own count of the FLOPs of one loss-and-gradient step on `batch` sequences of `c.context`.
 
     For those who doubt `flops_exact(attention="full")`: everything elementwise is in it, a look-up or a transcendental
-    is not. It is 1 to 4 % higher at d_model >= 128 with heads of 32 or wider, up to 7 % where heads of 8 or 16 meet
-    long contexts (the softmax of T^2 scores against products only K deep), and 12 % at d_model = 32. Layers
+    is not. At d_model = 128 it was 1 to 4 % higher with heads of 32 or wider and up to 256 positions. Softmax works on
+    T^2 scores whose products are only K deep, so its share grows with T and 1 / K: 10 % with heads of 8 at T = 512; and
+    at d_model = 32 everything elementwise weighs 12 %. Layers
     are unrolled (XLA counts the body of a loop once), attention is dense (a fused kernel hides its products from the
     count), nothing is rematerialised, all is float32. Compiled for the CPU, whose count does not depend on the
     machine; nothing is allocated. Seconds for small models, minutes for deep ones.

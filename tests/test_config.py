@@ -3,6 +3,7 @@ import json
 import types
 from typing import Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -202,6 +203,9 @@ def test_words_that_are_not_settings_are_refused(words, line):
         ("optimizer.learning_rate", "fast", "optimizer.learning_rate=fast is not allowed; it must be a number"),
         ("optimizer.learning_rate", "nan", "optimizer.learning_rate=nan is not allowed; it must be finite"),
         ("optimizer.clip", "inf", "optimizer.clip=inf is not allowed; it must be finite"),
+        ("train.steps", "3000000000", "train.steps=3000000000 is not allowed; it must be at most 2^31 - 1"),
+        ("optimizer.epsilon", "1e-60", "optimizer.epsilon=1e-60 is not allowed; it must be a number above 0"),
+        ("model.n_heads", "7", "model.d_model=64 is not divisible by model.n_heads=7; choose n_heads from 1, 2, 4, 8"),
         ("train.steps", "0", "train.steps=0 is not allowed; it must be a whole number of at least 1"),
         ("train.seed", "-1", "train.seed=-1 is not allowed; it must be a whole number of at least 0"),
         ("optimizer.epsilon", "0", "optimizer.epsilon=0.0 is not allowed; it must be a number above 0"),
@@ -341,3 +345,14 @@ def test_configs_are_frozen_and_hashable():
     assert hash(RunConfig()) == hash(DEFAULT)
     with pytest.raises(dataclasses.FrozenInstanceError):
         DEFAULT.model.d_model = 3
+
+
+def test_a_size_with_huge_divisors_is_refused_at_once():
+    with pytest.raises(BadInput, match=r"d_model=1000000007 is not divisible by .*choose n_heads from 1 "):
+        override(RunConfig(), {"model.d_model": 1_000_000_007, "model.n_heads": 2})
+
+
+def test_numbers_from_numpy_are_the_numbers_that_they_print():
+    config = override(RunConfig(), {"train.seed": np.int64(3), "optimizer.learning_rate": np.float64(0.25)})
+    assert config == override(RunConfig(), {"train.seed": 3, "optimizer.learning_rate": 0.25})
+    assert type(config.train.seed) is int

@@ -242,6 +242,12 @@ def test_xlas_own_count_agrees_within_five_percent(name: str):
     )
 
 
+def test_xlas_count_is_further_off_where_softmax_meets_narrow_heads():
+    """The five percent are a matter of shape: the docstring says so, and this is the other side of it."""
+    c = ModelConfig(d_model=128, n_layers=1, n_heads=16, context=256)
+    assert flops.xla_flops(c, batch=1) / flops.flops_exact(c, c.context, attention="full") > 1.05
+
+
 # --- memory --------------------------------------------------------------------------------------------------------
 
 

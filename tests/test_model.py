@@ -350,6 +350,39 @@ def test_fused_attention_equals_plain_in_outputs_and_gradients(fields, key_mask_
     assert_same(actual, expected, 2e-6)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "kernel"),
+    [
+        (given(d_model=32, n_heads=2), "cudnn"),
+        (given(d_model=32, n_heads=2, causal=False), "cudnn"),
+        (given(d_model=24, n_heads=2), "xla"),  # heads of 12
+        (given(d_model=32, n_heads=2, positions="alibi"), "xla"),
+        (given(d_model=32, n_heads=2, compute_dtype="float32"), "xla"),
+        (given(d_model=32, n_heads=2, matmul_precision="highest"), None),
+        (given(d_model=32, n_heads=2, attention_kernel="plain"), None),
+    ],
+    ids=str,
+)
+def test_on_a_gpu_attention_takes_the_kernel_that_its_config_allows(monkeypatch, fields, kernel, masked):
+    """Traced with XLA's kernel in cuDNN's place, which is not here; cuDNN wants a mask of all [B, 1, T, S]."""
+    asked, fused = [], jax.nn.dot_product_attention
+
+    def record(*arrays, mask, implementation, **more):
+        asked.append(implementation)
+        assert (mask is not None and mask.shape == (2, 1, 16, 16)) == masked
+        return fused(*arrays, mask=mask, implementation="xla", **more)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    c = ModelConfig(n_layers=1, context=16, vocab_size=32, **fields)
+    key_mask_BxS = jnp.ones((2, 16), bool) if masked else None
+    out = jax.eval_shape(lambda: model.Transformer(c)(jnp.zeros((2, 16), jnp.int32), key_mask_BxS))
+    assert out.shape == (2, 16, 32)
+    assert out.dtype == (jnp.float32 if "compute_dtype" in fields else jnp.bfloat16)
+    assert asked == ([kernel] if kernel else [])
+
+
 def test_asking_for_the_pattern_leaves_the_fused_kernel_and_asking_for_heads_does_not(fused_calls):
     m = model.create(with_(TINY, attention_kernel="fused"))
 

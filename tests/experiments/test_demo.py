@@ -146,10 +146,10 @@ def test_without_time_nothing_is_claimed(tmp_path, command, monkeypatch):
 HOFFMANN = {"E": 1.7, "A": 8.0, "B": 6.0, "alpha": 0.34, "beta": 0.28}
 
 
-def plant(folder, law, *, noise=1e-5, largest=1.0, diverged=0):
+def plant(folder, law, *, noise=1e-5, largest=(1.0,), diverged=0):
     """Rows and curves as finished runs leave them, with losses of a known law; the last `diverged` have none.
 
-    noise: scatter of the log loss. largest: factor on the losses of the largest model.
+    noise: scatter of the log loss. largest: factors on the losses of the largest model, in turn.
     """
     draw = np.random.default_rng(0).standard_normal
     runs = plan(demo.configs(demo.SWEEPS["smoke"]), folder)
@@ -157,7 +157,8 @@ def plant(folder, law, *, noise=1e-5, largest=1.0, diverged=0):
     for i, run in enumerate(runs):
         n = flops.parameters(run.config.model)
         loss = float(CHINCHILLA.predict(law, {"N": n.total, "D": run.config.tokens})) * math.exp(noise * draw())
-        loss *= largest if run.config.model.d_model == widest else 1.0
+        if run.config.model.d_model == widest:
+            loss *= largest[i % len(largest)]
         bad = i >= len(runs) - diverged
         point = {"step": run.config.train.steps, "flops_6nd": 6 * n.total * run.config.tokens}
         store.append_curve(folder, run.id, [point | {"validation_loss": None if bad else loss}])
@@ -192,8 +193,9 @@ def test_where_the_papers_law_holds_the_demo_finds_its_exponents_and_says_reprod
         "beta": pytest.approx(0.28, abs=0.02),
         "extrapolation": pytest.approx(0, abs=1e-3),
     }
-    for m in outcome.measured.values():
-        assert m.low <= m.value <= m.high
+    for name, m in outcome.measured.items():
+        assert m.low <= m.high
+        assert m.low <= m.value <= m.high or name == "extrapolation"  # a mean of |errors| is larger in most resamples
     assert verdicts == dict.fromkeys(found, "reproduced")
     assert outcome.seconds_training == 24
     assert outcome.device == "planted"
@@ -210,15 +212,17 @@ def test_where_another_law_holds_the_demo_says_that_the_papers_is_not_seen(measu
                         "beta": "not seen at this scale", "extrapolation": "reproduced"}  # fmt: skip
 
 
-@pytest.mark.parametrize(("factor", "error"), [(1.1, -0.1 / 1.1), (0.9, 0.1 / 0.9)])
+@pytest.mark.parametrize(("factor", "error"), [((1.1,), 0.1 / 1.1), ((0.9,), 0.1 / 0.9), ((1.1, 0.9), 0.1)])
 def test_where_the_largest_model_breaks_the_law_the_extrapolation_is_not_seen(measure, factor, error):
     outcome, verdicts = measure(HOFFMANN, largest=factor)
-    assert outcome.measured["extrapolation"].value == pytest.approx(error, abs=5e-3)
+    assert outcome.measured["extrapolation"].value == pytest.approx(error, abs=8e-3)
     assert verdicts["extrapolation"] == "not seen at this scale"
 
 
 def test_where_noise_hides_the_law_nothing_is_decided(measure):
     _, verdicts = measure(HOFFMANN, noise=0.2)
+    # But that single losses are predicted to 2 % is then plainly not so.
+    assert verdicts.pop("extrapolation") != "reproduced"
     assert verdicts == dict.fromkeys(verdicts, "inconclusive")
 
 
