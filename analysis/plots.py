@@ -129,7 +129,10 @@ def _points(axes, column: str, runs, n, style):
 def _law_words(fit: Fit) -> str:
     """The fitted law and its exponent a, as the figure's caption."""
     v, a = fit.best, fit.derived["a"]
-    law = f"$L = {v['E']:.3g} + {v['A']:.3g}\\,/\\,N^{{{v['alpha']:.2f}}} + {v['B']:.3g}\\,/\\,D^{{{v['beta']:.2f}}}$"
+    a_term, b_term = (
+        f"{short(v[c])}\\,/\\,{n}^{{{v[e]:.2f}}}" for c, n, e in (("A", "N", "alpha"), ("B", "D", "beta"))
+    )
+    law = f"$L = {v['E']:.3g} + {a_term} + {b_term}$"
     lines = [law, f"best $N \\propto C^{{\\,a}}$,  a = {a.value:.2f} [{a.interval[0]:.2f}, {a.interval[1]:.2f}]"]
     unsure = [name for name, e in {**fit.parameters, **fit.derived}.items() if not e.identified]
     return "\n".join(lines + [f"not identified: {', '.join(unsure)}"] * bool(unsure))
