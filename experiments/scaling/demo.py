@@ -46,7 +46,7 @@ class Size:
 
     models: tuple[tuple[int, int], ...]
     steps: tuple[int, ...]
-    d_head: int
+    d_head: int  # about: width 24 has one head of 24, so that attention is as wide as the model
     most_flops: float  # 6ND; what would cost more is left out, so that small models get the long runs
     settings: dict[str, int]
     starts: int = 500
@@ -66,7 +66,7 @@ SWEEPS = {
     "laptop": Size(
         models=((16, 2), (24, 2), (32, 3), (48, 3), (64, 4)),
         steps=(500, 1000, 2000, 4000),
-        d_head=8,
+        d_head=16,
         most_flops=3e12,
         settings={"model.context": 128, "train.batch_size": 8, "train.eval_windows": 256},
     ),
