@@ -7,14 +7,15 @@ compilation. The objective is the sum over points of the Huber loss of log L_pre
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis.laws import Law, log_loss
 
 SHARE_TOLERANCE = 1e-6  # a start has reached the optimum when its objective is within this relative distance
-DERIVED_SPAN = 3.0
+WIDEST_SHARE = 0.3  # a derived share of [0, 1] with a wider interval is not identified
+PERMUTATIONS = 999
 LEAST_SPREAD = 0.05  # of the log of one variable given another; less and the two count as one variable
 MAJORISER_STEPS, MAJORISER_RETRY, MOST_STEPS = 10, 6, 1000
 
@@ -25,7 +26,16 @@ class FitError(ValueError):
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its percentile interval; `remark` says in words why it is not identified ("" when it is)."""
+    """A number with its percentile interval; `remark` says in words why it is not identified ("" when it is).
+
+    Not identified is, in this order:
+    - a parameter whose interval reaches a bound (for a coefficient the lower bound means zero);
+    - a parameter whose interval spans a factor of more than its `span` in the law;
+    - a coefficient in whose term stands an exponent that is not identified, as the two trade off along a line;
+    - a derived share, such as a and b = 1 - a, when any exponent's interval reaches a bound, or when its own interval
+      is wider than WIDEST_SHARE: a width, not a factor, so that a and 1 - a always agree.
+    Without bootstraps there is no interval and nothing is identified.
+    """
 
     value: float
     interval: tuple[float, float]
@@ -41,6 +51,11 @@ class Fit:
     gradient_norm     largest |derivative| of the objective there, in the law's internal coordinates, bounds respected
     share_at_optimum  share of starts whose objective is within a factor 1 + SHARE_TOLERANCE of the best
     scatter           root mean square of log L_predicted - log L_measured
+    misfit_p          permutation p-value for "the residuals of log loss do not depend on the product of the centred log
+                      variables" (Chinchilla: log N x log D). Small: the residuals are structured, the law misses
+                      something, and the intervals, which take misfit for noise, are not to be trusted. Large: this one
+                      shape of misfit was not seen. Noise that is larger in the corners of the table makes it somewhat
+                      too small. NaN when the law's own slopes contain that product.
     redrawn           resamples that could not determine the law (fewer distinct points than parameters, too few
                       distinct values of a variable) and were drawn again: the intervals are over the other resamples
     sample            bootstrap parameters, each of shape (bootstraps,)
@@ -53,6 +68,7 @@ class Fit:
     gradient_norm: float
     share_at_optimum: float
     scatter: float
+    misfit_p: float
     points: int
     delta: float
     level: float
@@ -83,7 +99,8 @@ def fit(
     `starts` is how many points of the law's start box to begin from, or the starting parameters themselves
     (name -> shape (S,), in the law's units). Intervals are pairs bootstrap percentiles at `level`: they assume that
     the points are independent, and describe the law, not the scatter of single runs around it. Each resample is
-    fitted from the optimum and from the middle of the start box, and the better one is kept. Raises FitError.
+    fitted from the optimum and from the middle of the start box, and the better one is kept. What counts as identified
+    is written at `Estimate`, what speaks against the law itself at `Fit.misfit_p`. Raises FitError.
     """
     logs_VxM, log_loss_M = _check(law, table, loss)
     if not delta > 0 or not 0 < level < 1:
@@ -98,7 +115,9 @@ def fit(
     best = int(objective_S.argmin())
     noise_floor = 1e-12 * len(y_M) * min(delta, 1.0) ** 2  # below it, objectives of exact fits are all "the best"
     at_best_S = objective_S <= objective_S[best] * (1 + SHARE_TOLERANCE) + noise_floor
-    residual_M = log_loss(end_Sxp[best : best + 1], design_KxMxp)[0][0] - y_M
+    predicted_1xM, slope_1xMxp, _ = log_loss(end_Sxp[best : best + 1], design_KxMxp)
+    residual_M = predicted_1xM[0] - y_M
+    interaction_M = (logs_VxM - centre[:-1, None]).prod(axis=0)
 
     counts_BxM, redrawn = _resamples(law, design_KxMxp, bootstraps, np.random.default_rng(seed))
     two_2xp = np.stack([end_Sxp[best], _box(law, "start").mean(axis=1)])
@@ -112,13 +131,16 @@ def fit(
     sample = law.natural(sample_Bxp, centre)
     at_bound = _bound_remarks(law, sample_Bxp, level)
     parameters = {
-        p.name: _estimate(values[p.name], sample[p.name], level, p.span, at_bound[p.name]) for p in law.parameters
+        p.name: _estimate(values[p.name], sample[p.name], level, at_bound[p.name], p.span) for p in law.parameters
     }
+    for name, powers in law.terms:
+        loose = [e for e in powers.values() if not parameters[e].identified]
+        if loose and parameters[name].identified:
+            remark = f"goes with {loose[0]}, which {parameters[loose[0]].remark}"
+            parameters[name] = replace(parameters[name], identified=False, remark=remark)
     exponents = [p.name for p in law.parameters if p.kind == "exponent"]
     stuck = next((f"rests on {name}, which {at_bound[name]}" for name in exponents if at_bound[name]), "")
-    derived = {
-        name: _estimate(float(of(values)), of(sample), level, DERIVED_SPAN, stuck) for name, of in law.derived.items()
-    }
+    derived = {name: _estimate(float(of(values)), of(sample), level, stuck) for name, of in law.derived.items()}
     return Fit(
         law=law,
         parameters=parameters,
@@ -127,6 +149,7 @@ def fit(
         gradient_norm=float(gradient_S[best]),
         share_at_optimum=float(at_best_S.mean()),
         scatter=float(np.sqrt(np.mean(residual_M**2))),
+        misfit_p=_misfit_p(interaction_M, slope_1xMxp[0], residual_M, np.random.default_rng(seed)),
         points=len(y_M),
         delta=float(delta),
         level=float(level),
@@ -183,6 +206,9 @@ def to_json(fitted: Fit) -> dict:
         "share_tolerance": SHARE_TOLERANCE,
         "gradient_norm": _number(fitted.gradient_norm),
         "scatter": _number(fitted.scatter),
+        "misfit_p": _number(fitted.misfit_p),
+        "misfit_is": f"p-value ({PERMUTATIONS} permutations) for residuals of log loss that do not depend on the "
+        f"product of centred log {' and log '.join(fitted.law.variables)}; small: structured, the law misses something",
         "bootstraps": fitted.bootstraps,
         "redrawn": fitted.redrawn,
     }
@@ -396,13 +422,36 @@ def _bound_remarks(law: Law, sample_Bxp: np.ndarray, level: float) -> dict[str, 
     return remarks
 
 
-def _estimate(value: float, sample_B: np.ndarray, level: float, span: float, remark: str) -> Estimate:
+def _estimate(value: float, sample_B: np.ndarray, level: float, remark: str, span: float | None = None) -> Estimate:
+    """With the first reason not to be identified: `remark`, no interval, a wide one (without `span`, of a share)."""
     low, high = (float(v) for v in _percentiles(sample_B, level))
     if not remark and not math.isfinite(low):
         remark = "has no interval (no bootstraps)"
-    elif not remark and high > span * low:
+    elif not remark and span is None and high - low > WIDEST_SHARE:
+        remark = f"has a {level:.0%} interval that is {high - low:.2g} wide (more than {WIDEST_SHARE:g})"
+    elif not remark and span is not None and high > span * low:
         remark = f"has a {level:.0%} interval that spans a factor {high / low:.3g} (more than {span:g})"
     return Estimate(value, (low, high), not remark, remark)
+
+
+def _misfit_p(interaction_M: np.ndarray, slope_Mxp: np.ndarray, residual_M: np.ndarray, rng) -> float:
+    """P-value of the |correlation| of residuals with the interaction, against permutations of the residuals.
+
+    Only the part of the interaction that no small change of the parameters imitates is correlated: to first order its
+    product with the residuals is that with the noise, however the law was fitted. The fit has made the residuals
+    smaller than the noise, so the permuted ones are scaled up by the degrees of freedom it took.
+    """
+    points, parameters = slope_Mxp.shape
+    if np.abs(residual_M).max() < 1e-9:  # rounding only
+        return 1.0
+    rest_M = interaction_M - slope_Mxp @ np.linalg.lstsq(slope_Mxp, interaction_M, rcond=None)[0]
+    if np.linalg.norm(rest_M) < 1e-6 * np.linalg.norm(interaction_M):
+        return math.nan
+    # log L's slopes to its coefficients sum to 1, so `rest` has mean zero and its products are correlations but for a
+    # factor that permuting does not change
+    permuted_RxM = rng.permuted(np.tile(residual_M, (PERMUTATIONS, 1)), axis=1)
+    by_chance_R = np.abs(permuted_RxM @ rest_M) * math.sqrt((points - 1) / (points - parameters))
+    return float(1 + (by_chance_R >= abs(residual_M @ rest_M)).sum()) / (1 + PERMUTATIONS)
 
 
 def _percentiles(sample: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -42,7 +42,8 @@ def exponent(name: str) -> Parameter:
 class Law:
     """A sum of power laws in the `variables`.
 
-    `terms` lists (coefficient, {variable: exponent}). Inside the fit a law has coordinates theta: the logarithms of
+    `terms` lists (coefficient, {variable: exponent}); `derived` are shares in [0, 1] that follow from the parameters.
+    Inside the fit a law has coordinates theta: the logarithms of
     the coefficients' shares and the plain exponents, with log variables and log loss measured from the table's
     `centre` (V+1 numbers: mean log of each variable, then of the loss); this keeps the least-squares problem well
     conditioned although log A and alpha are almost collinear in raw units.

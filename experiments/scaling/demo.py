@@ -187,9 +187,12 @@ def _losses(done: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _how_it_was_fitted(fitted: Fit) -> str:
+    structured = f"; residuals go with log N x log D (p = {fitted.misfit_p:.3f}): the law misses something here"
     return (
         f"{fitted.law.formula} on {fitted.points} runs; Huber on log-loss, {fitted.starts} starts, "
         f"{fitted.share_at_optimum:.0%} of them at the optimum; scatter {fitted.scatter:.2%}"
+        + structured
+        * (fitted.misfit_p < 0.05)
     )
 
 
