@@ -40,7 +40,8 @@ class Job:
 class Outcome:
     """What a paper's experiment gives: a measurement for each claim, a summary table, figures.
 
-    tables: (title, frame) pairs to print before the claims; cells are text as it shall stand.
+    summary: one line per run. From its columns run_id and code_version, where it has them, run.json learns what trained
+    the runs. tables: (title, frame) pairs to print before the claims; cells are text as it shall stand.
     """
 
     measured: Mapping[str, Measured]

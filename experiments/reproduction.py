@@ -51,11 +51,25 @@ def reproduce(
     store.write_bytes(folder / "summary.csv", outcome.summary.to_csv(index=False, lineterminator="\n").encode())
     store.write_json(folder / "run.json", {
         "command": f"jaxgpt reproduce {shlex.quote(name)}" + ("" if scale == "laptop" else f" --scale {scale}"),
-        "scale": scale, "code_version": store.code_version(), "versions": store.package_versions(),
-        "device": outcome.device, "corpus_sha256": outcome.corpus_sha256,
+        "scale": scale, **_provenance(outcome, raw), "device": outcome.device, "corpus_sha256": outcome.corpus_sha256,
         "seconds_training": outcome.seconds_training, "seconds_this_call": round(time.monotonic() - began, 1),
     })  # fmt: skip
     return Reproduction(paper, outcome, claims, folder)
+
+
+def _provenance(outcome: Outcome, raw: Path) -> dict[str, Any]:
+    """For run.json: what trained the runs that the summary names (`code_versions` and, by package, `versions`; lists of
+    the distinct ones), and what made claims and figures of them now (`analysis_code_version`, `analysis_versions`).
+    """
+    columns = {name: list(column) for name, column in outcome.summary.items()}
+    rows = [store.read_row(raw, run_id, warn=lambda _: None) for run_id in columns.get("run_id", [])]
+    versions = [row["versions"] for row in rows if row and "versions" in row]
+    return {
+        "code_versions": list(dict.fromkeys(columns.get("code_version", []))),
+        "versions": {name: list(dict.fromkeys(v.get(name) for v in versions)) for name in (versions or [{}])[0]},
+        "analysis_code_version": store.code_version(),
+        "analysis_versions": store.package_versions(),
+    }
 
 
 def outcome_folder(results: Path | str, name: str, scale: Scale) -> Path:

@@ -16,8 +16,7 @@ def unfinished(folder: Path) -> Iterator[dict[str, Any]]:
     """Rows for the runs that a sweep folder plans and has not finished."""
     from jaxgpt import lease, store
 
-    path = folder / "sweep.json"
-    for run_id, run in (store.read_json(path)["runs"] if path.exists() else {}).items():
+    for run_id, run in store.planned(folder).items():
         if store.read_row(folder, run_id, warn=lambda _: None):  # the table has warned already
             continue
         config, curve = from_dict(run["config"]), store.read_curve(folder, run_id)

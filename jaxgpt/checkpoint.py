@@ -22,7 +22,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,14 @@ class Damaged(StoreError):
 # --- public --------------------------------------------------------------------------------------------------------
 
 
-def save(folder: Path | str, step: int, state: Any, meta: dict[str, Any], keep: int = 2) -> Path:
+def save(
+    folder: Path | str, step: int, state: Any, meta: dict[str, Any], keep: int = 2, spare: Collection[int] = ()
+) -> Path:
     """Saves a pytree of arrays and numbers as `folder/step_<step>`, on disk when it returns, and gives its path.
 
-    An older checkpoint of the same step is replaced. Of the steps up to this one the newest `keep` stay. `meta` is
-    a JSON dict (NaN becomes null). Raises StoreError when the disk is full or refuses; what stood before then stands.
+    An older checkpoint of the same step is replaced. Of the steps up to this one the newest `keep` stay, and those in
+    `spare`. `meta` is a JSON dict (NaN becomes null). Raises StoreError when the disk is full or refuses; what stood
+    before then stands.
     """
     if keep < 1:
         raise ValueError(f"keep={keep} would delete the checkpoint that was just saved")
@@ -73,7 +76,8 @@ def save(folder: Path | str, step: int, state: Any, meta: dict[str, Any], keep: 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in [s for s in steps(folder) if s <= step][:-keep]:
-        _discard(folder / _name(old))
+        if old not in spare:
+            _discard(folder / _name(old))
     return final
 
 

@@ -92,6 +92,7 @@ def sweep(
     """
     _use_compilation_cache()
     runs = plan(configs, folder, setup)
+    store.planned(folder)  # refuses a broken sweep.json before anything is written
     store.prepare(folder)
     record(runs)
     with _stopping(max_minutes) as stop, Progress(runs, show=progress) as shown:
@@ -102,15 +103,15 @@ def sweep(
             left = [run for run in pending if not stop() and not _done(run, stop, shown)]
             # Runs that neither finished here nor were stopped are in other hands: look again later.
             if len(left) == len(pending) and not stop():
-                who = lease.holder(folder, left[0].id) or "another process"
-                # Without the age of its heartbeat, so that waiting is one line and not one a second.
-                shown.say(f"waits for {', '.join(who.split(', ')[:2])} to finish {left[0].id}")
+                if who := lease.holder(folder, left[0].id):
+                    # Without the age of its heartbeat, so that waiting is one line and not one a second.
+                    shown.say(f"waits for {who.rpartition(', ')[0]} to finish {left[0].id}")
                 time.sleep(WAIT_SECONDS)
             pending = left
         finished = [row for run in runs if (row := store.read_row(folder, run.id))]
     if stop.signum:
         raise Interrupted(stop.signum, f"{len(finished)} of {len(runs)} runs are done; {folder} holds the state")
-    table, _ = store.load(folder)
+    table = store.load_runs(folder)
     return table.set_index("run_id", drop=False).loc[[row["run_id"] for row in finished]].reset_index(drop=True)
 
 
@@ -136,24 +137,31 @@ def _done(run: Run, stop: Callable[[], bool], shown: Progress) -> bool:
 
 
 def record(runs: Sequence[Run]) -> None:
-    """Adds the runs to the folder's sweep.json, beside those that earlier calls planned there."""
+    """Adds the runs to the folder's sweep.json, beside those that earlier calls planned there.
+
+    `runs`: by id, with the code version that planned each first. `last_planned_with`: what wrote the file last. What
+    a run was trained with stands in its row.
+    """
     folder = runs[0].folder
     while (held := lease.acquire(folder, "sweep")) is None:
         time.sleep(0.1)
     with held:
-        path = folder / "sweep.json"
-        before = store.read_json(path) if path.exists() else {"runs": {}}
-        planned = {run.id: {"config": to_dict(run.config), "identity": run.source.identity} for run in runs}
-        store.write_json(
-            path,
-            {
-                "runs": before["runs"] | planned,
-                "code_version": store.code_version(),
-                "versions": store.package_versions(),
-                "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-                "cores": os.cpu_count(),
-            },
-        )
+        before, now = store.planned(folder), store.code_version()
+        planned = {
+            run.id: {
+                "config": to_dict(run.config),
+                "identity": run.source.identity,
+                "planned_by": before.get(run.id, {}).get("planned_by", now),
+            }
+            for run in runs
+        }
+        with_what = {
+            "code_version": now,
+            "versions": store.package_versions(),
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "cores": os.cpu_count(),
+        }
+        store.write_json(folder / "sweep.json", {"runs": before | planned, "last_planned_with": with_what})
 
 
 def _use_compilation_cache() -> None:
@@ -161,7 +169,8 @@ def _use_compilation_cache() -> None:
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # By default JAX keeps only what took a second to compile; small programs add up to seconds too.
+    # By default JAX keeps only what took a second to compile; small programs add up to seconds too.
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -124,18 +124,20 @@ def acquire(folder: Path | str, name: str, stale_after: float = STALE_AFTER) -> 
     return Lease(leases, name, highest + 1, stale_after, born)
 
 
-def holder(folder: Path | str, name: str) -> str | None:
-    """Who holds a lease, in words such as "host, pid 123, 4 s ago" (its last heartbeat); None if it is free.
+def holder(folder: Path | str, name: str, stale_after: float = STALE_AFTER) -> str | None:
+    """Who holds a lease, in words such as "host, pid 123, 4 s ago" (its last heartbeat).
 
-    An owner that died without releasing is still named, with its age.
+    None if it is free, as `acquire` sees it: also when its owner died or has had no heartbeat for `stale_after` s.
     """
     leases = Path(folder) / "leases"
     try:
         path = _path(leases, name, max(_generations(leases, name), default=0))
+        if _free(path, stale_after):
+            return None
         owner, age = _read(path), _age(path)
     except OSError:
         return None
-    if owner == "released":
+    if owner == "released":  # just now
         return None
     who = f"{owner['host']}, pid {owner['pid']}" if isinstance(owner, dict) else "a process that has not said its name"
     return f"{who}, {max(age, 0):.0f} s ago"

@@ -55,10 +55,8 @@ def rotate(x_BxTxHxK: Array) -> Array:
 
 
 def alibi_HxTxT(n_heads: int, length: int) -> Array:
-    """ALiBi (Press et al. 2022): -slope_h |t - s|, added to the scores. float32.
-
-    Slopes are 2^(-8h/H) for a power of two H; otherwise those of the next lower power of two, then every other
-    one of twice that power, as in the paper's code.
+    """ALiBi (Press et al. 2022): -slope_h |t - s|, added to the scores. float32. Slopes are 2^(-8h/H) for a power of two
+    H; otherwise those of the next lower power of two, then every other one of twice that power, as in the paper's code.
     """
     power = 2 ** math.floor(math.log2(n_heads))
     slopes = [2 ** (-8 * h / power) for h in range(1, power + 1)]
@@ -81,10 +79,13 @@ def _dtypes(c: ModelConfig) -> dict[str, Any]:
     if "float64" in (c.param_dtype, c.compute_dtype) and not jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
         which = "param_dtype" if c.param_dtype == "float64" else "compute_dtype"
         raise BadInput(f"model.{which}=float64 needs JAX_ENABLE_X64=1 in the environment; without it use float32")
-    param = jnp.dtype(c.param_dtype)
-    if c.compute_dtype != "auto":
-        return {"dtype": jnp.dtype(c.compute_dtype), "param_dtype": param}
-    return {"dtype": param if jax.default_backend() == "cpu" else jnp.dtype("bfloat16"), "param_dtype": param}
+    return {"dtype": jnp.dtype(compute_dtype(c)), "param_dtype": jnp.dtype(c.param_dtype)}
+
+
+def compute_dtype(c: ModelConfig) -> str:
+    """The dtype of the arithmetic on this machine."""
+    auto = c.param_dtype if jax.default_backend() == "cpu" else "bfloat16"
+    return auto if c.compute_dtype == "auto" else c.compute_dtype
 
 
 def _linear(c: ModelConfig, d_in: int, d_out: int) -> nnx.Linear:
@@ -298,8 +299,7 @@ class Transformer(nnx.Module):
 
     def _embed(self, inputs: Array) -> Array:
         c, length = self.config, inputs.shape[1]
-        read = self.embed if self.embed is not None else self.read_in
-        assert read is not None, "one of the two is there"
+        (read,) = (layer for layer in (self.embed, self.read_in) if layer is not None)
         x_BxTxD = read(inputs)
         if self.position is not None:
             if length > c.context:
@@ -417,13 +417,9 @@ class _Taps:
                     if scanned
                     else _replaced(value, new, full)
                 )
-        if self.wants_kept(name) if scanned else f"layers.{index}.{name}" in self.keep:
+        if any(full.endswith("." + name) for full in self.keep) if scanned else f"layers.{index}.{name}" in self.keep:
             seen[name] = value
         return value
-
-    def wants_kept(self, name: str) -> bool:
-        """Whether any layer's value of this name is kept."""
-        return any(full.endswith("." + name) for full in self.keep)
 
 
 def _replaced(value: Array, new: Replacement, name: str) -> Array:
@@ -462,7 +458,6 @@ def init_params(c: ModelConfig, seed: int) -> nnx.State:
     Each tensor of each layer has its own stream, so a tensor's values depend on its name, shape and seed only, and a
     scanned model starts from the same values as an unrolled one. NumPy: JAX would compile as long as for a step.
     """
-    abstract = nnx.state(nnx.eval_shape(lambda: Transformer(c)))
 
     def leaf(path: tuple, shape_dtype: jax.ShapeDtypeStruct) -> np.ndarray:
         name = param_name(path)
@@ -472,7 +467,7 @@ def init_params(c: ModelConfig, seed: int) -> nnx.State:
             return np.asarray(drawn, shape_dtype.dtype).reshape(shape_dtype.shape)
         return _draw(c, seed, name, shape_dtype.shape).astype(shape_dtype.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, abstract)
+    return jax.tree_util.tree_map_with_path(leaf, _abstract(c)[1])
 
 
 def param_name(path: tuple) -> str:
@@ -490,10 +485,14 @@ def _draw(c: ModelConfig, seed: int, name: str, shape: tuple[int, ...]) -> np.nd
     return std * np.random.default_rng([seed, zlib.crc32(name.encode())]).standard_normal(shape, np.float32)
 
 
-@cache
+@cache  # half a second for a deep model
+def _abstract(c: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Transformer(c)))
+
+
 def graphdef(c: ModelConfig) -> nnx.GraphDef:
     """The model without its parameters: static, hashable; `nnx.merge(graphdef(c), params)` is the model again."""
-    return nnx.split(nnx.eval_shape(lambda: Transformer(c)))[0]
+    return _abstract(c)[0]
 
 
 def create(c: ModelConfig, seed: int = 0) -> Transformer:

@@ -1,4 +1,7 @@
-"""What a person sees while runs train: one line for each finished run, and a live bar where there is a terminal."""
+"""What a person sees while runs train: one line for each finished run, and a live bar where there is a terminal.
+
+Without one (nohup, Slurm, CI) what the bar would say is printed as a plain line, at most once a minute.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from rich.progress import TextColumn
 from jaxgpt import flops
 from jaxgpt.train import Report, Run
 
+PLAIN_SECONDS = 60.0  # between lines on how a run stands, where no terminal shows the bar
+
 
 class Progress:
     """Shows a sweep on stderr. A context manager; the sweep tells it what happens."""
@@ -26,7 +31,7 @@ class Progress:
         self.share = dict.fromkeys(self.work, 0.0)  # of each run that is done
         self.first_share: dict[str, float] = {}  # what was done of it before this process began
         self.began = time.monotonic()
-        self.said = ""
+        self.said, self.said_step_at = "", self.began
         self.folder = runs[0].folder
         self.bars = Bars(
             TextColumn("{task.percentage:3.0f} %  {task.fields[state]}"),
@@ -62,9 +67,12 @@ class Progress:
         self.first_share.setdefault(report.run_id, share if math.isnan(report.tokens_per_second) else 0.0)
         self.share[report.run_id] = share
         speed = "compiling" if math.isnan(report.tokens_per_second) else f"{report.tokens_per_second:,.0f} tokens/s"
-        self._show(
-            f"{name}  step {report.step:,}/{report.steps:,}  {report.train_loss:.3f} nats  {speed}{self._left()}"
-        )
+        state = f"{name}  step {report.step:,}/{report.steps:,}  {report.train_loss:.3f} nats  {speed}{self._left()}"
+        self._show(state)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.said_step_at >= PLAIN_SECONDS:
+            self.said_step_at = now
+            self.say(state)
 
     def skipped(self, run: Run, row: dict[str, Any] | None) -> bool:
         """Whether a run was done before (it has a row), and if so counts it as no work of this process."""

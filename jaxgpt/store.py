@@ -273,8 +273,22 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 def load(path: Path | str, warn: Callable[[str], None] = log.warning) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """(runs, curves) of a sweep folder: one line per run, and one per run and logged step. null becomes NaN.
 
+    As `load_runs`; raises BadInput for a broken curve too.
+    """
+    runs = load_runs(path, warn)
+    points = [
+        {"run_id": p.stem, **point}
+        for p in sorted((Path(path) / "curves").glob("*.jsonl"))
+        for point in read_curve(path, p.stem)
+    ]
+    return runs, _frame(points, CURVE_COLUMNS)
+
+
+def load_runs(path: Path | str, warn: Callable[[str], None] = log.warning) -> pandas.DataFrame:
+    """The runs of a sweep folder, one line each; no curve is read. null becomes NaN.
+
     Nested fields of a row become dotted columns. Rows of mixed code versions and rows that cannot be read are warned
-    about, one line each. Raises BadInput for a path that is not a sweep folder and for a broken curve.
+    about, one line each. Raises BadInput for a path that is not a sweep folder.
     """
     path = Path(path)
     if not path.exists():
@@ -285,15 +299,23 @@ def load(path: Path | str, warn: Callable[[str], None] = log.warning) -> tuple[p
         raise BadInput(f"{path} is not a sweep folder: it holds neither sweep.json nor runs/")
     ids = sorted(p.stem for p in (path / "runs").glob("*.json") if not p.name.startswith("."))
     rows = [row for name in ids if (row := read_row(path, name, warn)) is not None]
-    points = [
-        {"run_id": p.stem, **point}
-        for p in sorted((path / "curves").glob("*.jsonl"))
-        for point in read_curve(path, p.stem)
-    ]
     runs = _frame([flatten(row) for row in rows], RUN_COLUMNS)
     if line := mixed_versions(runs):
         warn(line)
-    return runs, _frame(points, CURVE_COLUMNS)
+    return runs
+
+
+def planned(folder: Path | str) -> dict[str, dict[str, Any]]:
+    """The runs that a folder's sweep.json plans, by id: config, identity, planned_by. {} without the file.
+
+    Raises BadInput naming a sweep.json that lists no runs.
+    """
+    path = Path(folder) / "sweep.json"
+    found = read_json(path) if path.exists() else {"runs": {}}
+    runs = found.get("runs") if isinstance(found, dict) else None
+    if not isinstance(runs, dict) or not all(isinstance(run, dict) and "config" in run for run in runs.values()):
+        raise BadInput(f"{path} does not list the runs of a sweep; delete it, and the next sweep writes it again")
+    return runs
 
 
 def _frame(records: list[dict[str, Any]], columns: tuple[str, ...]) -> pandas.DataFrame:
@@ -366,6 +388,11 @@ def _git_version(root: Path) -> str | None:
 def package_versions() -> dict[str, str | None]:
     """Versions of Python and of the packages that the numbers depend on; null for one that is not installed."""
     return {"python": platform.python_version()} | {name: _package_version(name) for name in PACKAGES}
+
+
+def joined(values: Iterable[Any]) -> str:
+    """The distinct values in order, as "a+b": what a run that went on under another version has for its version."""
+    return "+".join(dict.fromkeys(map(str, values)))
 
 
 def _package_version(name: str) -> str | None:

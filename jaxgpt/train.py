@@ -22,6 +22,7 @@ from jax import Array
 
 from jaxgpt import checkpoint, flops, store
 from jaxgpt.config import OptimizerConfig, RunConfig, TrainConfig, flatten, run_id, to_dict
+from jaxgpt.model import compute_dtype
 from jaxgpt.optimizer import Hparams, hparams, learning_rate, optimizer
 
 CHUNK = 128  # most steps in one dispatch: the length of the metrics buffer
@@ -82,12 +83,21 @@ def program(config: RunConfig, task: Task) -> Program:
 
 def init_state(program: Program, h: Hparams, seed: int) -> TrainState:
     """The state before the first step."""
+    return _first_state(program, h, program.task.init(seed))
+
+
+def _first_state(program: Program, h: Hparams, params: Any) -> TrainState:
     # Copies, since `advance` donates its state and a task may hold on to what it returned.
-    params = jax.tree.map(jnp.array, program.task.init(seed))
-    # jit: one dispatch for all moments instead of two for each tensor.
-    opt_state = jax.jit(optimizer(program.optimizer, 0.0, h).init)(params)
+    params = jax.tree.map(jnp.array, params)
+    opt_state = _moments(program, h, params)
     # Four arrays, not one four times: `advance` donates its state, and a buffer can be donated once.
     return TrainState(params, opt_state, *(jnp.zeros((), jnp.int32) for _ in range(4)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _moments(program: Program, h: Hparams, params: Any) -> Any:
+    """The optimizer's first state. Jitted: one dispatch for all moments instead of two for each tensor."""
+    return optimizer(program.optimizer, 0.0, h).init(params)
 
 
 def mean_loss_and_gradient(task: Task, params: Any, batch: Any, microbatches: int) -> tuple[Array, Any]:
@@ -234,7 +244,7 @@ def train(
     t, began = run.config.train, time.monotonic()
     h, prog = hparams(run.config), program(run.config, run.source.task)
     say = partial(_say, report, run)
-    data, (state, seconds_before) = run.source.data(), _resume(run, prog, h, say)
+    data, (state, seconds_before, trained_by) = run.source.data(), _resume(run, prog, h, say)
     store.truncate_curve(run.folder, run.id, int(state.step))
     points: list[dict[str, Any]] = []  # of the curve, not yet on disk
     speed = _Speed(t.batch_size * run.config.model.context)
@@ -248,15 +258,18 @@ def train(
         # The curve first: resuming cuts it at the checkpoint's step, so it may be longer but never shorter.
         store.append_curve(run.folder, run.id, points)
         points.clear()
-        meta = {"step": int(state.step), "run_id": run.id, "seconds": seconds()}
-        checkpoint.save(run.checkpoints, int(state.step), state, meta, keep=_keep(run, int(state.step)))
+        step, every = int(state.step), rollback_every(t)
+        meta = {"step": step, "run_id": run.id, "seconds": seconds(), "trained_by": trained_by}
+        # What stops and `checkpoint_every` put between must not push out the ones that a roll-back needs.
+        targets = [s for s in (*checkpoint.steps(run.checkpoints), step) if s <= step and s % every == 0][-2:]
+        checkpoint.save(run.checkpoints, step, state, meta, spare=targets)
 
     while (step := int(state.step)) < t.steps:
         if stop():
             if not int(state.bad_in_a_row):
                 save(state)
             raise Stopped
-        until = min(_next(step, eval_every(t)), _next(step, checkpoint_every(t)), t.steps)
+        until = min(*(_next(step, every) for every in (eval_every(t), checkpoint_every(t), rollback_every(t))), t.steps)
         state, metrics = advance(prog, state, np.int32(min(until - step, speed.steps())), h, data)
         done = int(state.step) - step
         values = {name: np.asarray(value)[:done] for name, value in metrics.items()}
@@ -266,7 +279,7 @@ def train(
             if not held():
                 raise Stopped
             if int(state.retry) >= t.max_rollbacks:
-                return _finish(run, state, "diverged", points, seconds(), speed)
+                return _finish(run, state, "diverged", points, seconds(), speed, trained_by)
             points.clear()
             state = _roll_back(run, prog, h, state, say)
             store.truncate_curve(run.folder, run.id, int(state.step))
@@ -276,18 +289,10 @@ def train(
         step += done
         if step % eval_every(t) == 0 or step == t.steps:
             points[-1] |= run.source.task.summarise(np.asarray(evaluate(run.source.task, state.params, data)))
-        if step == t.steps or (step % checkpoint_every(t) == 0 and not int(state.bad_in_a_row)):
+        planned = step % checkpoint_every(t) == 0 or step % rollback_every(t) == 0
+        if step == t.steps or (planned and not int(state.bad_in_a_row)):
             save(state)
-    return _finish(run, state, "done", points, seconds(), speed)
-
-
-def _keep(run: Run, step: int) -> int:
-    """How many checkpoints stay when one is saved at this step: back to the last but one that an undisturbed run would
-    have made too. Those that stops left between them must not push out the one that a roll-back needs.
-    """
-    every, before = checkpoint_every(run.config.train), [s for s in checkpoint.steps(run.checkpoints) if s < step]
-    planned = [s for s in (*before, step) if s % every == 0]
-    return max(2, 1 + sum(s >= planned[-2:][0] for s in before)) if planned else 2
+    return _finish(run, state, "done", points, seconds(), speed, trained_by)
 
 
 def _next(step: int, every: int) -> int:
@@ -305,7 +310,16 @@ def eval_every(t: TrainConfig) -> int:
 
 def checkpoint_every(t: TrainConfig) -> int:
     """Steps between checkpoints, given or derived."""
-    return t.checkpoint_every or min(1000, max(1, t.steps // 5))
+    return t.checkpoint_every or rollback_every(t)
+
+
+def rollback_every(t: TrainConfig) -> int:
+    """Steps between the checkpoints that a roll-back may go back to: a fifth of the run, at most 1000.
+
+    They are always saved. A function of `steps` alone: `checkpoint_every` is not part of a run's identity, so where
+    a roll-back lands must not depend on it.
+    """
+    return min(1000, max(1, t.steps // 5))
 
 
 class _Speed:
@@ -337,32 +351,63 @@ class _Speed:
         return self.done * self.tokens_per_step / self.seconds if self.done else math.nan
 
 
-def _resume(run: Run, prog: Program, h: Hparams, say: Callable[[str], None]) -> tuple[TrainState, float]:
-    """The state of the last good checkpoint, or the first state; and the seconds that were spent to get there."""
-    state = init_state(prog, h, run.config.train.seed)
-    found = checkpoint.restore_latest(run.checkpoints, state, say)
+def provenance(run: Run) -> dict[str, Any]:
+    """What the bits of a run depend on beside its config and data: code_version, versions (of packages), backend."""
+    return {
+        "code_version": store.code_version(),
+        "versions": store.package_versions(),
+        "backend": f"{jax.default_backend()} {compute_dtype(run.config.model)}",
+    }
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The differences of two provenances, in words: ["code a1b2 -> c3d4", "jax 0.10.1 -> 0.10.2"]."""
+    old, new = flatten(before), flatten(now)
+    words = {name: "code" if name == "code_version" else name.removeprefix("versions.") for name in old}
+    return [f"{words[name]} {old[name]} -> {new.get(name)}" for name in old if old[name] != new.get(name)]
+
+
+def _resume(
+    run: Run, prog: Program, h: Hparams, say: Callable[[str], None]
+) -> tuple[TrainState, float, list[dict[str, Any]]]:
+    """The state of the last good checkpoint, or the first state; the seconds that were spent to get there; and the
+    provenances that the run was and will be trained by, in order.
+    """
+    now, found, seed = provenance(run), None, run.config.train.seed
+    if checkpoint.steps(run.checkpoints):
+        # The task's own code is not traced: it may make its parameters as it likes.
+        like = jax.eval_shape(partial(_first_state, prog, h), run.source.task.init(seed))
+        found = checkpoint.restore_latest(run.checkpoints, like, say)
     if found is None:
-        return state, 0.0
+        return init_state(prog, h, seed), 0.0, [now]
     restored, meta = found
+    trained_by = meta.get("trained_by") or [{"code_version": "unknown"}]
     if int(restored.step) < run.config.train.steps:
         say(f"goes on from step {int(restored.step):,}")
-    return jax.tree.map(jnp.asarray, restored), float(meta["seconds"])
+        if changes := _changes(trained_by[-1], now):
+            say(
+                f"goes on under other versions than before: {', '.join(changes)}; "
+                "the result is no longer bit-identical to an undisturbed one"
+            )
+            trained_by = [*trained_by, now]
+    return jax.tree.map(jnp.asarray, restored), float(meta["seconds"]), trained_by
 
 
 def _roll_back(run: Run, prog: Program, h: Hparams, bad: TrainState, say: Callable[[str], None]) -> TrainState:
     """The last good checkpoint's state with another retry count, so that the batches after it are new ones.
 
-    Only checkpoints that an undisturbed run would have made too are taken (multiples of `checkpoint_every`), so that
-    a run that was interrupted rolls back to the same step as one that was not.
+    Only checkpoints that every run of this id makes are taken (multiples of `rollback_every`), so that a run that was
+    interrupted, or is saved more often, rolls back to the same step as one that is not.
     """
-    state = like = init_state(prog, h, run.config.train.seed)
-    every = checkpoint_every(run.config.train)
+    state, every = None, rollback_every(run.config.train)
     for step in reversed([step for step in checkpoint.steps(run.checkpoints) if step % every == 0]):
         try:
-            state = jax.tree.map(jnp.asarray, checkpoint.restore(run.checkpoints, like, step)[0])
+            state = jax.tree.map(jnp.asarray, checkpoint.restore(run.checkpoints, bad, step)[0])
             break
         except checkpoint.Damaged as error:
             say(str(error))
+    if state is None:
+        state = init_state(prog, h, run.config.train.seed)
     say(f"{int(bad.bad_in_a_row)} non-finite steps in a row: back from step {int(bad.step):,} to {int(state.step):,}")
     return state._replace(retry=bad.retry + 1, bad_steps=bad.bad_steps)
 
@@ -395,7 +440,13 @@ def _parameters(run: Run, state: TrainState) -> tuple[flops.Parameters, bool]:
 
 
 def _finish(
-    run: Run, state: TrainState, status: str, points: list[dict[str, Any]], seconds: float, speed: _Speed
+    run: Run,
+    state: TrainState,
+    status: str,
+    points: list[dict[str, Any]],
+    seconds: float,
+    speed: _Speed,
+    trained_by: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Writes what is left of the curve and the run's row, and returns the row."""
     store.append_curve(run.folder, run.id, points)
@@ -422,7 +473,13 @@ def _finish(
         "tokens_per_second": speed.mean(),
         "device": jax.devices()[0].device_kind,
         "corpus_sha256": run.source.identity,
-        "code_version": store.code_version(),
+        # Of a run that went on under other versions, all of them: "a1b2+c3d4".
+        "code_version": store.joined(p["code_version"] for p in trained_by),
+        "versions": {
+            name: store.joined(p.get("versions", {}).get(name, "unknown") for p in trained_by)
+            for name in trained_by[-1].get("versions", {})
+        },
+        "backend": store.joined(p.get("backend", "unknown") for p in trained_by),
         **flatten(to_dict(c)),
     }
     store.write_row(run.folder, row)

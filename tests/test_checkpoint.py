@@ -159,6 +159,8 @@ def test_the_newest_are_kept_and_an_empty_folder_has_none(tmp_path, said):
     assert checkpoint.steps(tmp_path) == [4000]
     saved(tmp_path, 5000, 6000, keep=3)
     assert checkpoint.steps(tmp_path) == [4000, 5000, 6000]
+    saved(tmp_path, 7000, 8000, keep=1, spare=(5000, 5500))
+    assert checkpoint.steps(tmp_path) == [5000, 8000]
     assert said == []
 
 

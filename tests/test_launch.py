@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.tables import unfinished
 from jaxgpt import BadInput, RunConfig, checkpoint, flops, launch, load, override, product, store, sweep, zipped
 from jaxgpt.config import run_id
 from jaxgpt.launch import Interrupted, estimate_seconds, plan
@@ -225,6 +226,34 @@ def test_a_sweep_that_is_started_twice_at_once_does_each_run_once(start, undistu
     assert results(tmp_path / "sweep") == results(undisturbed)
 
 
+def test_a_run_in_other_hands_is_said_to_be_waited_for_and_one_of_the_dead_is_not(tmp_path, capsys, monkeypatch):
+    config = regression(**{"train.steps": 2})
+    (run,) = plan([config], tmp_path, linear_regression)
+    held, owners = launch.lease.acquire(tmp_path, run.id), []
+
+    def sleep(_seconds):
+        owners.append(launch.lease.holder(tmp_path, run.id))
+        if len(owners) == 3:
+            held.release()
+
+    monkeypatch.setattr(launch.time, "sleep", sleep)
+    sweep([config], tmp_path, setup=linear_regression)
+    waits = [line for line in capsys.readouterr().err.splitlines() if "waits" in line]
+    assert waits == [f"waits for {owners[0].rpartition(', ')[0]} to finish {run.id}"]
+    assert f"pid {os.getpid()}" in waits[0]
+
+
+def test_runs_that_a_kill_left_are_shown_as_stopped(start, tmp_path):
+    folder = tmp_path / "sweep"
+    process = start(folder)
+    wait_for(lambda: newest(folder), process)
+    process.kill()
+    process.join()
+    states = [row["status"] for row in unfinished(folder)]
+    assert any(state.startswith("stopped at step") for state in states)
+    assert not any("under way" in state for state in states)
+
+
 # --- stops ---------------------------------------------------------------------------------------------------------
 
 
@@ -287,9 +316,21 @@ def test_seeds_and_steps_that_are_added_later_are_all_that_is_trained(configs, u
     assert list(table["run_id"][:2]) == list(first["run_id"])
     assert {name: row_files(tmp_path)[name] for name in before} == before
     assert results(tmp_path, table["run_id"][:4]) == results(undisturbed)
-    assert len(store.read_json(tmp_path / "sweep.json")["runs"]) == 5
+    planned = store.read_json(tmp_path / "sweep.json")
+    assert len(planned["runs"]) == 5
+    assert planned["last_planned_with"].keys() == {"code_version", "versions", "device", "cores"}
     assert len(sweep(configs[:1], tmp_path, progress=False)) == 1  # the table is of what was asked for
     assert len(store.read_json(tmp_path / "sweep.json")["runs"]) == 5
+
+
+def test_the_plan_keeps_the_code_version_that_planned_a_run_first(tmp_path, monkeypatch):
+    configs = product(regression(), {"train.seed": [0, 1]})
+    for version, wanted in [("a1b2", configs[:1]), ("c3d4", configs)]:
+        monkeypatch.setattr(store, "code_version", lambda: version)  # noqa: B023
+        sweep(wanted, tmp_path, setup=linear_regression, max_minutes=0, progress=False)
+    plans = store.read_json(tmp_path / "sweep.json")
+    assert [run["planned_by"] for run in plans["runs"].values()] == ["a1b2", "c3d4"]
+    assert plans["last_planned_with"]["code_version"] == "c3d4"
 
 
 def test_the_table_has_the_order_of_the_configs_and_a_config_given_twice_once(configs, undisturbed):
@@ -361,6 +402,31 @@ def test_a_row_that_cannot_be_read_is_made_again_from_checkpoint_and_curve(almos
     store.row_path(folder, name).write_text('{"run_id"')
     sweep(configs, folder, progress=False)
     assert results(folder) == results(undisturbed)
+
+
+def test_a_broken_curve_of_another_run_does_not_keep_the_table_from_a_sweep(configs, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "copy")
+    store.curve_path(tmp_path / "copy", "0" * 12).write_text("broken\n")
+    assert len(sweep(configs[:2], tmp_path / "copy", progress=False)) == 2
+
+
+def test_a_broken_sweep_file_is_said_in_one_line_and_nothing_is_written(configs, tmp_path):
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"sweep\.json does not list the runs") as error:
+        sweep(configs, tmp_path)
+    assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["sweep.json"]
+
+
+@pytest.mark.parametrize("given", [None, "/given"])
+def test_small_programs_too_are_kept_compiled_wherever_the_cache_lies(monkeypatch, given):
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS")
+    set_to = {}
+    monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
+    monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", given)
+    launch._use_compilation_cache()
+    assert set_to["jax_persistent_cache_min_compile_time_secs"] == 0
+    assert ("jax_compilation_cache_dir" in set_to) == (given is None)
 
 
 @pytest.mark.parametrize("allowed", [2, 9, 25, 40])
@@ -459,6 +525,21 @@ def test_with_a_terminal_there_is_a_bar_with_speed_and_time_left(tmp_path, capsy
     assert "tokens/s" in said
     assert "left" in said
     assert "odd [/bracket] and [red]" in said
+
+
+def test_without_a_terminal_a_plain_line_is_said_at_most_once_a_minute(tmp_path, capsys, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr("jaxgpt.progress.time.monotonic", lambda: clock[0])
+    with Progress(plan([regression(**{"train.steps": 1000})], tmp_path, linear_regression)) as shown:
+        (name,) = shown.number
+        capsys.readouterr()
+        for second in range(0, 190, 10):
+            clock[0] = 1000.0 + second
+            shown.report(Report(name, 1 + second, 1000, 1234.5 if second else math.nan, 2.5))
+        said = capsys.readouterr().err.splitlines()
+    assert [line.partition(" nats")[0] for line in said] == [
+        f"run 1/1  step {step}/1,000  2.500" for step in (61, 121, 181)]  # fmt: skip
+    assert all(re.fullmatch(r".* nats  1,234 tokens/s  \d+ min \d+ s left", line) for line in said)
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (42, "42 s"), (59.6, "1 min 0 s"), (190, "3 min 10 s"),

@@ -124,7 +124,11 @@ def test_the_holder_is_told_in_words(tmp_path):
     assert re.fullmatch("far, pid 9, [78] s ago", holder(tmp_path, "cd"))
     (tmp_path / "leases" / "ef.1").touch()
     assert holder(tmp_path, "ef") == "a process that has not said its name, 0 s ago"
-    assert files(tmp_path) == ["ab.1", "cd.3", "ef.1"]
+    write(tmp_path, "gh", 1, age=70, machine="another boot")
+    write(tmp_path, "ij", 1, start="dead")
+    assert holder(tmp_path, "gh") is holder(tmp_path, "ij") is None  # free for whoever wants it
+    assert holder(tmp_path, "gh", stale_after=100) is not None
+    assert files(tmp_path) == ["ab.1", "cd.3", "ef.1", "gh.1", "ij.1"]
 
 
 def test_an_owner_on_another_machine_is_waited_for_until_its_heartbeat_is_stale(tmp_path, monkeypatch):
@@ -313,6 +317,8 @@ def test_a_lease_of_a_process_killed_by_9_is_free_at_once(tmp_path, other):
     assert f"pid {other.process.pid}," in holder(tmp_path, "ab")
     other.process.kill()
     deadline = time.monotonic() + 5
+    while holder(tmp_path, "ab") is not None:
+        assert time.monotonic() < deadline
     while (mine := acquire(tmp_path, "ab")) is None:  # not reaped: the dead process is still in the process table
         assert time.monotonic() < deadline
     assert mine.held()

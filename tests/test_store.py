@@ -259,6 +259,29 @@ def test_load_gives_one_line_per_run_and_one_per_run_and_step(tmp_path):
     assert curves["eval_loss"].fillna(-1).tolist() == [-1, 1.75, -1]
 
 
+def test_the_runs_alone_are_read_whatever_is_wrong_with_a_curve(tmp_path):
+    folder = sweep(tmp_path / "s")
+    store.write_row(folder, {"run_id": "a", "versions": {"jax": "1"}})
+    store.curve_path(folder, "b").write_text("broken\n")
+    assert store.load_runs(folder)["versions.jax"].tolist() == ["1"]
+    with pytest.raises(BadInput, match=r"b\.jsonl, line 1"):
+        store.load(folder)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", '{"runs": []}', '{"runs": {"a": {}}}', '{"runs": {"a": 1}}'])
+def test_a_sweep_file_that_lists_no_runs_is_named(tmp_path, content):
+    assert store.planned(tmp_path) == {}
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(BadInput, match=r"sweep\.json does not list the runs of a sweep; delete it") as error:
+        store.planned(tmp_path)
+    assert one_line(error)
+
+
+def test_versions_are_joined_each_once_in_order():
+    assert store.joined(["a1", "b2", "a1", None]) == "a1+b2+None"
+    assert store.joined([]) == ""
+
+
 def test_an_empty_sweep_gives_empty_tables_with_the_standard_columns(tmp_path):
     runs, curves = store.load(sweep(tmp_path / "s"))
     assert (list(runs), len(runs)) == (list(store.RUN_COLUMNS), 0)

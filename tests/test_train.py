@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import RunConfig, checkpoint, override, store
+from jaxgpt import RunConfig, checkpoint, model, override, store
 from jaxgpt.launch import plan, sweep
 from jaxgpt.optimizer import hparams
 from jaxgpt.tasks.text import TextTask
@@ -19,11 +19,14 @@ from jaxgpt.train import (
     Run,
     Source,
     Stopped,
+    _moments,
     advance,
     data_key,
     init_state,
     mean_loss_and_gradient,
     program,
+    provenance,
+    rollback_every,
     train,
 )
 
@@ -94,7 +97,7 @@ def setup(bad=(), **fields):
 
 
 def config(**settings):
-    fields = {"steps": 40, "batch_size": 4, "max_bad_steps": 3, "log_every": 1, "eval_every": 10,
+    fields = {"steps": 50, "batch_size": 4, "max_bad_steps": 3, "log_every": 1, "eval_every": 10,
               "checkpoint_every": 10} | settings  # fmt: skip
     settings = {f"train.{name}": value for name, value in fields.items()}
     return override(RunConfig(), {"model.context": 1, "optimizer.learning_rate": 0.1, **settings})
@@ -215,6 +218,20 @@ def test_one_compiled_program_serves_runs_that_differ_in_numbers_only(tiny, tmp_
     assert not any(same_bits(ends[0], other) for other in ends[1:])
 
 
+def test_a_second_run_of_one_program_compiles_nothing_before_its_first_step(tmp_path):
+    sizes, said = [], []
+    for seed in (0, 1):
+        run = one_run(tmp_path, settings={"seed": seed, "steps": 50 + seed}, batch_size=5)
+        with pytest.raises(Stopped):
+            train(run, stop=lambda: bool(said), report=said.append)
+        said.clear()
+        sizes.append((_moments._cache_size(), advance._cache_size()))
+        with pytest.raises(Stopped):  # nor does resuming
+            train(run, stop=lambda: True)
+        sizes.append((_moments._cache_size(), advance._cache_size()))
+    assert len(set(sizes)) == 1
+
+
 def test_a_run_is_the_same_alone_and_after_others_in_one_process(tiny, tmp_path):
     configs = [override(tiny, {"train.seed": seed}) for seed in range(3)]
     sweep(configs, tmp_path / "together", progress=False)
@@ -236,6 +253,18 @@ def test_initial_parameters_may_be_arrays_that_somebody_else_holds(tmp_path):
         run = Run(config(), Source(Held(), data, "held"), store.prepare(tmp_path / folder))
         assert train(run)["status"] == "done"
     assert held["kernel"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("short_dispatches")
+def test_a_task_may_make_its_parameters_in_ways_that_jax_cannot_trace_and_still_resumes(tmp_path):
+    @dataclass(frozen=True)
+    class Host(Regression):
+        def init(self, seed):
+            return {"kernel": np.asarray(jax.random.normal(jax.random.key(seed), 3)), "bias": np.zeros(())}
+
+    run = Run(config(), Source(Host(), setup()(config()).data, "host"), store.prepare(tmp_path))
+    stopped_at(run, 12)
+    assert train(run)["status"] == "done"
 
 
 # --- the guard ---------------------------------------------------------------------------------------------------
@@ -277,16 +306,16 @@ def test_after_too_many_bad_steps_the_run_goes_back_to_its_checkpoint_with_other
     said = []
     run = one_run(tmp_path, bad=[(14, 0), (15, 0), (16, 0)])
     row = train(run, report=lambda r: said.append(r.note))
-    assert (row["status"], row["rollbacks"], row["bad_steps"], row["steps_done"]) == ("done", 1, 3, 40)
+    assert (row["status"], row["rollbacks"], row["bad_steps"], row["steps_done"]) == ("done", 1, 3, 50)
     assert [note for note in said if note] == ["3 non-finite steps in a row: back from step 17 to 10"]
     curve = store.read_curve(run.folder, run.id)
-    assert [point["step"] for point in curve] == list(range(1, 41))
-    assert [point["retry"] for point in curve] == [0] * 10 + [1] * 30
-    # By hand: ten steps, then the counter, then thirty.
+    assert [point["step"] for point in curve] == list(range(1, 51))
+    assert [point["retry"] for point in curve] == [0] * 10 + [1] * 40
+    # By hand: ten steps, then the counter, then forty.
     prog, h, data = program(run.config, run.source.task), hparams(run.config), run.source.data()
     state, _ = advance(prog, init_state(prog, h, 0), np.int32(10), h, data)
     state = state._replace(retry=np.int32(1), bad_steps=np.int32(3))
-    state, _ = advance(prog, state, np.int32(30), h, data)
+    state, _ = advance(prog, state, np.int32(40), h, data)
     saved, _ = checkpoint.restore_latest(run.checkpoints, copied(state))
     assert same_bits(saved, copied(state))
     assert row["final_loss"] == curve[-1]["validation_loss"]
@@ -298,7 +327,7 @@ def test_without_a_checkpoint_it_goes_back_to_the_start(tmp_path):
     run = one_run(tmp_path, bad=[(0, 0), (1, 0), (2, 0)])
     row = train(run)
     assert (row["status"], row["rollbacks"]) == ("done", 1)
-    assert [p["retry"] for p in store.read_curve(run.folder, run.id)] == [1] * 40
+    assert [p["retry"] for p in store.read_curve(run.folder, run.id)] == [1] * 50
 
 
 def test_a_run_that_fails_again_and_again_is_given_up_and_the_others_go_on(tmp_path):
@@ -330,7 +359,7 @@ def test_a_final_loss_that_is_not_finite_is_null_and_not_an_earlier_one(tmp_path
     class Overflows(Regression):
         def summarise(self, _loss_W):
             calls.append(1)
-            return {"validation_loss": math.inf if len(calls) == 4 else 1.0}
+            return {"validation_loss": math.inf if len(calls) == 5 else 1.0}
 
     calls = []
     run = Run(config(), Source(Overflows(), setup()(config()).data, "overflows"), store.prepare(tmp_path))
@@ -405,7 +434,7 @@ def test_stops_between_two_checkpoints_do_not_push_out_the_one_that_a_roll_back_
     train(stopped, report=lambda r: said.append(r.note))
     assert "3 non-finite steps in a row: back from step 19 to 10" in said
     assert final(stopped) == final(undisturbed)
-    assert checkpoint.steps(stopped.checkpoints) == [30, 40]  # and what the stops saved is gone in the end
+    assert checkpoint.steps(stopped.checkpoints) == [40, 50]  # and what the stops saved is gone in the end
 
 
 @pytest.mark.usefixtures("short_dispatches")
@@ -422,6 +451,29 @@ def test_after_a_roll_back_resuming_goes_on_from_it_and_not_from_a_stop_before_i
         train(run, stop=lambda: steps[-2:] == [11, 12] and 19 in steps, report=report)
     train(run, report=report)
     assert [note for note in notes if "goes on" in note] == ["goes on from step 15", "goes on from step 12"]
+
+
+@pytest.mark.parametrize("every", [3, 7, 50])
+def test_a_roll_back_lands_where_it_does_whatever_checkpoint_every_says(tmp_path, every):
+    bad = [*((s, 0) for s in range(26, 29)), *((s, 1) for s in range(23, 26))]
+    usual, other = one_run(tmp_path / "a", bad), one_run(tmp_path / "b", bad, {"checkpoint_every": every})
+    assert usual.id == other.id
+    assert train(usual)["rollbacks"] == 2
+    said = []
+    train(other, report=lambda r: said.append(r.note))
+    assert [note.rpartition(" ")[2] for note in said if note] == ["20", "20"]
+    ends = [final(run) for run in (usual, other)]
+    for end in ends:
+        end[0].pop("train.checkpoint_every")
+    assert ends[0] == ends[1]
+    # Neither are all of them kept, nor those pushed out that a roll-back would need.
+    assert {40, 50} <= set(checkpoint.steps(other.checkpoints))
+    assert len(checkpoint.steps(other.checkpoints)) <= 4
+
+
+def test_the_grid_of_roll_backs_is_a_fifth_of_the_run_and_at_most_1000_steps():
+    steps = [1, 4, 5, 99, 5_000, 10**6]
+    assert [rollback_every(config(steps=n).train) for n in steps] == [1, 1, 1, 19, 1000, 1000]
 
 
 def test_a_roll_back_passes_over_a_damaged_checkpoint_and_says_so(tmp_path):
@@ -450,3 +502,73 @@ def test_who_lost_the_run_to_another_process_writes_nothing_any_more(tmp_path):
     assert store.read_row(tmp_path, run.id) is None
     assert store.read_curve(tmp_path, run.id) == []
     assert checkpoint.steps(run.checkpoints) == []
+
+
+# --- provenance ----------------------------------------------------------------------------------------------------
+
+
+def stopped_at(run, step):
+    at = []
+    with pytest.raises(Stopped):
+        train(run, stop=lambda: at[-1:] >= [step], report=lambda r: at.append(r.step))
+
+
+@pytest.mark.usefixtures("short_dispatches")
+def test_the_row_says_what_the_run_was_trained_with(tmp_path):
+    run = one_run(tmp_path)
+    stopped_at(run, 12)
+    said = []
+    train(run, report=lambda r: said.append(r.note))
+    assert [note for note in said if note] == ["goes on from step 12"]
+    row = store.read_row(tmp_path, run.id)
+    assert {name: row[name] for name in ("code_version", "versions", "backend")} == provenance(run)
+    assert row["versions"] == store.package_versions()
+    assert store.load(tmp_path)[0]["versions.jax"].tolist() == [jax.__version__]
+
+
+@pytest.mark.usefixtures("short_dispatches")
+def test_going_on_under_other_versions_is_said_in_one_line_and_stands_in_the_row(tmp_path, monkeypatch):
+    run = one_run(tmp_path)
+    stopped_at(run, 12)
+    was, packages = store.code_version(), store.package_versions()
+    monkeypatch.setattr(store, "code_version", lambda: "c3d4")
+    monkeypatch.setattr(store, "package_versions", lambda: packages | {"jax": "99"})
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    stopped_at(run, 15)
+    said = []
+    train(run, report=lambda r: said.append(r.note))
+    assert [note for note in said if note] == ["goes on from step 15"]  # said once
+    row = store.read_row(tmp_path, run.id)
+    assert row["code_version"] == f"{was}+c3d4"
+    assert row["versions"] == packages | {"jax": f"{jax.__version__}+99"}
+    assert row["backend"] == "cpu float32+tpu bfloat16"
+    store.write_row(tmp_path, row | {"run_id": "other", "code_version": was})
+    said = []
+    store.load_runs(tmp_path, said.append)
+    assert len(said) == 1
+    assert f"{was}+c3d4 (1 run)" in said[0]
+
+
+@pytest.mark.usefixtures("short_dispatches")
+def test_the_line_about_other_versions_names_those_that_differ(tmp_path, monkeypatch):
+    run, said = one_run(tmp_path), []
+    stopped_at(run, 12)
+    was, packages = store.code_version(), store.package_versions()
+    monkeypatch.setattr(store, "code_version", lambda: "c3d4")
+    monkeypatch.setattr(store, "package_versions", lambda: packages | {"jax": "99"})
+    train(run, report=lambda r: said.append(r.note))
+    assert [note for note in said if note][1:] == [
+        f"goes on under other versions than before: code {was} -> c3d4, jax {jax.__version__} -> 99; "
+        "the result is no longer bit-identical to an undisturbed one"
+    ]
+    store.row_path(tmp_path, run.id).unlink()
+    monkeypatch.undo()
+    train(run)  # no step is left to do: only the row is written again, and it was not trained by this code
+    assert store.read_row(tmp_path, run.id)["code_version"] == f"{was}+c3d4"
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_the_backend_in_the_row_has_the_dtype_that_the_model_computes_in(tiny, tmp_path, dtype):
+    (run,) = plan([override(tiny, {"model.compute_dtype": dtype})], tmp_path)
+    computes_in = model._dtypes(run.config.model)["dtype"]
+    assert provenance(run)["backend"] == f"cpu {computes_in}"

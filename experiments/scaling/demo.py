@@ -220,7 +220,7 @@ PAPER = Paper(
     takes={
         "smoke": "half a minute",
         "laptop": "about 7 minutes on 2 CPU cores",
-        "paper": "larger models on at most 4 epochs of the same text, for a GPU; not yet run",
+        "paper": "for a GPU; not yet run",
     },
     run=run,
 )

@@ -13,7 +13,7 @@ import pytest
 
 from analysis.plots import short
 from jaxgpt import RunConfig, launch, store
-from jaxgpt.config import fields
+from jaxgpt.config import fields, flatten
 
 COMMANDS = ("list", "reproduce", "train", "sweep", "runs", "export")
 
@@ -144,7 +144,7 @@ def test_train_prints_the_loss_that_is_in_the_row_and_in_the_json(command, tiny,
     assert row["train.seed"] == 7
     assert row["model.d_model"] == 8
     assert row["model.d_head"] is None  # not NaN
-    on_disk = store.read_row(here / "results/raw/train", row["run_id"])
+    on_disk = flatten(store.read_row(here / "results/raw/train", row["run_id"]))
     assert {name: value for name, value in row.items() if on_disk.get(name) != value} == {}
     assert f"{row['final_loss']:.3f}±{row['final_loss_sem']:.3f}" in said.out
     assert row["run_id"] in said.out
@@ -380,6 +380,14 @@ def test_rows_of_mixed_code_versions_are_warned_about_once(command, three_runs):
         assert said.err.startswith("jaxgpt: ")
 
 
+@pytest.mark.usefixtures("no_training")
+def test_a_sweep_file_that_lists_no_runs_is_named(command, tiny, here):
+    (here / "s").mkdir()
+    (here / "s" / "sweep.json").write_text("{}")
+    for words in (("runs", "s"), ("train", *tiny, "--out", "s")):
+        assert said_in_one_line(command(*words), fragment="s/sweep.json does not list the runs of a sweep")
+
+
 def test_a_torn_last_line_of_a_curve_is_read_without_fuss(command, here, three_runs):
     whole = store.load(three_runs)[1]
     copy(three_runs, here / "s")
@@ -422,6 +430,20 @@ def copy(folder, to):
 
 def first_curve(folder):
     return min((folder / "curves").iterdir())
+
+
+def test_the_run_file_tells_what_trained_the_runs_from_what_analysed_them(here, monkeypatch):
+    from experiments.registry import Outcome
+    from experiments.reproduction import _provenance
+
+    for run_id, code, jax in [("a", "a1b2", "1"), ("b", "a1b2+c3d4", "1+2"), ("c", "a1b2", "1"), ("d", "old", "0")]:
+        store.write_row(here, {"run_id": run_id, "code_version": code, "versions": {"jax": jax, "flax": "3"}})
+    monkeypatch.setattr(store, "code_version", lambda: "e5f6")
+    summary = store.load_runs(here, lambda _: None).query("run_id != 'd'")  # not all runs of the folder are summarised
+    now = {"analysis_code_version": "e5f6", "analysis_versions": store.package_versions()}
+    assert _provenance(Outcome({}, summary, ()), here) == now | {
+        "code_versions": ["a1b2", "a1b2+c3d4"], "versions": {"jax": ["1", "1+2"], "flax": ["3"]}}  # fmt: skip
+    assert _provenance(Outcome({}, pd.DataFrame({"x": [1]}), ()), here) == now | {"code_versions": [], "versions": {}}
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------

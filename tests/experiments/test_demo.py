@@ -36,8 +36,8 @@ def test_the_run_file_says_how_the_numbers_were_made(smoke):
     run = smoke.json(smoke.outcome / "run.json")
     assert run["command"] == "jaxgpt reproduce demo --scale smoke"
     assert run["scale"] == "smoke"
-    assert run["code_version"]
-    assert run["versions"]["jax"]
+    assert run["code_versions"] == [run["analysis_code_version"]]
+    assert run["versions"]["jax"] == [run["analysis_versions"]["jax"]]
     assert run["device"]
     assert len(run["corpus_sha256"]) == 64
     assert run["seconds_training"] > 0
