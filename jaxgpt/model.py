@@ -55,7 +55,7 @@ def rotate(x_BxTxHxK: Array) -> Array:
 
 
 def alibi_HxTxT(n_heads: int, length: int) -> Array:
-    """ALiBi (Press et al. 2022): -slope_h |t - s|, added to the scores. float32. Slopes are 2^(-8h/H) for a power of two
+    """ALiBi (Press et al. 2022): -slope_h |t - s|, added to scores. float32. Slopes are 2^(-8h/H) for a power of two
     H; otherwise those of the next lower power of two, then every other one of twice that power, as in the paper's code.
     """
     power = 2 ** math.floor(math.log2(n_heads))
