@@ -47,6 +47,13 @@ def test_every_file_that_the_readme_links_to_is_there():
     assert not missing
 
 
+def test_the_example_of_looking_inside_runs():
+    names = {}
+    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    assert names["seen"]["layers.0.attention.pattern"].shape[-1] == names["tokens_BxT"].shape[1]
+    assert (names["ablated"] != names["logits"]).any()
+
+
 @pytest.mark.slow
 def test_the_python_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
