@@ -23,7 +23,8 @@ def table(results: Path) -> str:
         for c in store.read_json(path):
             interval = f"{number(c['measured'])} ({number(c['interval'][0])} to {number(c['interval'][1])})"
             stated = f"{c['expected']:g} ± {c['margin']:g}"
-            lines.append(f"| `{paper.name}` | {c['statement']} | {stated} | {interval} | {c['verdict']} |")
+            statement = c["statement"].replace("|", "\\|")  # a bar would end the cell
+            lines.append(f"| `{paper.name}` | {statement} | {stated} | {interval} | {c['verdict']} |")
     return "\n".join(lines) + "\n"
 
 

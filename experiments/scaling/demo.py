@@ -35,7 +35,7 @@ CLAIMS = (
     _claim("a", 3, "compute-optimal size grows as C^a", f"{HOFFMANN}, table 2, approach 3", 0.46, 0.1),
     _claim("alpha", 2, "loss falls with size as N^-alpha above a floor", f"{HOFFMANN}, appendix D.3", 0.34, 0.1),
     _claim("beta", 2, "loss falls with data as D^-beta above a floor", f"{HOFFMANN}, appendix D.3", 0.28, 0.1),
-    _claim("extrapolation", 8, "a law of the smaller models predicts the largest model: mean |relative error|",
+    _claim("extrapolation", 8, "a law of the smaller models predicts the largest: mean absolute relative error",
            "ours", 0.0, 0.02),
 )  # fmt: skip
 
