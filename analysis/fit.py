@@ -7,7 +7,7 @@ compilation. The objective is the sum over points of the Huber loss of log L_pre
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Fit:
     starts: int
     bootstraps: int
     redrawn: int
-    sample: dict[str, np.ndarray]
+    sample: dict[str, np.ndarray] = field(repr=False)  # thousands of numbers
 
     @property
     def best(self) -> dict[str, float]:

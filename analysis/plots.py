@@ -99,6 +99,8 @@ def _draw_compute(axes, runs, seen, fit, styles) -> None:
     _loss_axis(axes, bottom, top)
     axes.set_ylabel("validation loss (nats per token)")
     axes.set_title("Loss against compute: every run, and the best that the law allows")
+    said = "thin lines: validation loss during training\nbars on the points: ± one standard error"
+    axes.text(0.02, 0.03, said, transform=axes.transAxes, fontsize=7.5, color="0.3", linespacing=1.5)
     names = [f"compute-optimal frontier, {fit.level:.0%} interval", *(f"N = {short(n)}" for n in styles)]
     axes.figure.legend([(band, line), *points], names, loc="outside lower center", ncols=min(len(names), 7))
 

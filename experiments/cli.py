@@ -215,15 +215,17 @@ def runs(flags: Runs, console: Console) -> None:
     folders = flags.folders or sorted(path.parent for path in Path("results/raw").glob("**/sweep.json"))
     if not folders:
         raise BadInput("there are no runs below results/raw; `jaxgpt sweep` or `jaxgpt reproduce` makes some")
-    everything: dict[str, Any] = {}
+    everything: dict[str, list[dict[str, Any]]] = {}
     for folder in folders:
         rows = store.load(folder, _warn)[0].to_dict("records")
         rows += [row for row in unfinished(folder) if row["run_id"] not in {done["run_id"] for done in rows}]
         everything[str(folder)] = rows
+    # Before anything is printed: the reader of our output may go (`jaxgpt runs --json FILE | head`).
+    _write(flags.json, everything)
+    for folder, rows in everything.items():
         console.print(f"\n{folder}: {count([row['status'] for row in rows])}", soft_wrap=True)
         console.print(runs_table(rows))
     console.print(LEGEND)
-    _write(flags.json, everything)
 
 
 def export(flags: Export, console: Console) -> None:
@@ -341,7 +343,9 @@ def _write(path: Path | None, numbers: Any) -> None:
 
 def _all_fields() -> Table:
     """Every field of a run's config, for the end of `train --help` and `sweep --help`."""
-    table = Table("field=default", "what it means", "allowed", title="Fields of a run", title_justify="left")
+    table = Table(title="Fields of a run", title_justify="left")
+    for column in ("field=default", "what it means", "allowed"):
+        table.add_column(column, overflow="fold")  # a name cut short could not be typed
     for f in fields(RunConfig):
         default = f.default if isinstance(f.default, str) else json.dumps(f.default)
         table.add_row(f"{f.path}={default}", f.help, f.allowed)

@@ -47,17 +47,25 @@ class Interrupted(KeyboardInterrupt):
 
 def product(base: RunConfig, axes: Mapping[str, Sequence[Any]]) -> list[RunConfig]:
     """Every combination of the axes' values: `product(base, {'model.d_model': [32, 64], 'train.seed': [0, 1]})`."""
+    _check_axes(axes)
     return [override(base, dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
 
 
 def zipped(base: RunConfig, axes: Mapping[str, Sequence[Any]]) -> list[RunConfig]:
     """The axes side by side: first values together, second values together, ... Raises BadInput for unequal lengths."""
+    _check_axes(axes)
     lengths = {axis: len(values) for axis, values in axes.items()}
     if len(set(lengths.values())) > 1:
         raise BadInput(
             f"zipped axes need equally many values, not {', '.join(f'{a}: {n}' for a, n in lengths.items())}"
         )
     return [override(base, dict(zip(axes, values, strict=True))) for values in zip(*axes.values(), strict=True)]
+
+
+def _check_axes(axes: Mapping[str, Any]) -> None:
+    for axis, values in axes.items():
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise BadInput(f"{axis}={values} is not an axis; it must be a list of values, as in [{values}]")
 
 
 # --- doing them ----------------------------------------------------------------------------------------------------

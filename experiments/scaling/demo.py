@@ -136,7 +136,10 @@ def run(job: Job) -> Outcome:
         measured=measured,
         summary=done.filter(SUMMARY),
         tables=(
-            ("Validation loss in nats per byte, by size N and training bytes D", _losses(done)),
+            (
+                "Validation loss ± standard error in nats per token (a byte), by parameters N and training tokens D",
+                _losses(done),
+            ),
             (_how_it_was_fitted(fitted), _parameters(fitted)),
         ),
         figures=tuple(scaling_figure(named, curves, fitted, job.figure)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,10 +27,13 @@ BYTE_VALUES = 256
 def reader() -> Callable[[RunConfig], Source]:
     """Tells what a run trains on: next-byte prediction on its `data.corpus`. Each corpus is read once per reader."""
     load = cache(corpus.load)
+    said = cache(logging.getLogger("jaxgpt").warning)  # once for each corpus, not once for each run
 
     def source(config: RunConfig) -> Source:
         """Raises BadInput for a corpus or a model that does not do."""
         text = load(config.data.corpus, config.data.validation_fraction, config.model.context)
+        if text.skipped and config.data.corpus != "stdlib":
+            said(f"data.corpus={config.data.corpus}: {text.skipped}")
         task = TextTask(config.model, config.train.batch_size, config.train.eval_windows)
         return Source(task, partial(task.data, text), text.sha256)
 
