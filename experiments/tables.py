@@ -19,7 +19,7 @@ def unfinished(folder: Path) -> Iterator[dict[str, Any]]:
     for run_id, run in store.planned(folder).items():
         if store.read_row(folder, run_id, warn=lambda _: None):  # the table has warned already
             continue
-        config, curve = from_dict(run["config"]), store.read_curve(folder, run_id)
+        config, curve = from_dict(run["config"], RunConfig), store.read_curve(folder, run_id)
         status = "under way" if lease.holder(folder, run_id) else "stopped" if curve else "to do"
         if curve:
             status += f" at step {curve[-1]['step']:,} of {config.train.steps:,}"

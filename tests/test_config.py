@@ -97,12 +97,12 @@ def test_equal_numbers_have_equal_run_ids():
 @pytest.mark.parametrize("field", FIELDS, ids=names(FIELDS))
 def test_a_config_survives_json(field):
     config = override(DEFAULT, {field.path: other_value(field)})
-    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(json.loads(json.dumps(to_dict(config))), RunConfig) == config
 
 
 def test_a_part_of_a_config_fills_up_with_defaults():
-    assert from_dict({}) == DEFAULT
-    assert from_dict({"model": {"d_model": 32}, "train": {}}) == override(DEFAULT, {"model.d_model": 32})
+    assert from_dict({}, RunConfig) == DEFAULT
+    assert from_dict({"model": {"d_model": 32}, "train": {}}, RunConfig) == override(DEFAULT, {"model.d_model": 32})
     assert from_dict({"d_model": 32}, ModelConfig) == ModelConfig(d_model=32)
 
 
