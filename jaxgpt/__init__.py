@@ -11,7 +11,7 @@ from jaxgpt.config import BadInput, ModelConfig, RunConfig, override
 
 if TYPE_CHECKING:
     from jaxgpt.launch import product, sweep, zipped
-    from jaxgpt.model import create
+    from jaxgpt.build import create
     from jaxgpt.store import load
 
 __all__ = ["BadInput", "ModelConfig", "RunConfig", "create", "load", "override", "product", "sweep", "zipped"]

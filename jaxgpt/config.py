@@ -167,6 +167,14 @@ class ModelConfig:
         return self.d_model / self.base_width if self.parametrization == "mup" else 1.0
 
     @property
+    def score_scale(self) -> float:
+        """What attention scores are multiplied by: 1 / sqrt(head width), and under muP 1 / head width, equal at the
+        base width (Yang et al. 2022, section 4). Heads of a given d_head do not grow with width, and keep the first.
+        """
+        growth = self.width_ratio if self.d_head is None else 1.0
+        return (self.head_width * growth) ** -0.5
+
+    @property
     def mlp_width(self) -> int:
         """Hidden units of the MLP; 0 without one."""
         if self.mlp == "none":

@@ -137,7 +137,8 @@ def xla_flops(c: ModelConfig, batch: int) -> float:
     import jax.numpy as jnp
     from flax import nnx
 
-    from jaxgpt.model import Transformer, graphdef
+    from jaxgpt.build import graphdef
+    from jaxgpt.model import Transformer
 
     c = dataclasses.replace(
         c,

@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from jaxgpt.config import BadInput, OptimizerConfig, RunConfig
-from jaxgpt.model import param_name
+from jaxgpt.build import param_name
 
 # Weight decay acts on what ends in this: the matrices that multiply activations. Embedding and position tables, norm
 # scales and biases are not decayed: a row of a table is moved only when its token occurs, but would shrink every step.

@@ -22,7 +22,7 @@ from jax import Array
 
 from jaxgpt import checkpoint, flops, store
 from jaxgpt.config import OptimizerConfig, RunConfig, TrainConfig, flatten, run_id, to_dict
-from jaxgpt.model import compute_dtype
+from jaxgpt.parts import compute_dtype
 from jaxgpt.optimizer import Hparams, hparams, learning_rate, optimizer
 
 CHUNK = 128  # most steps in one dispatch: the length of the metrics buffer

@@ -26,7 +26,9 @@ from jaxgpt.config import (
 
 DEFAULT = RunConfig()
 FIELDS = fields(RunConfig)
-NOT_IDENTITY = {"data.corpus", "train.log_every", "train.eval_every", "train.checkpoint_every"}
+NOT_IDENTITY = {
+    "data.corpus", "data.tokenizer", "train.log_every", "train.eval_every", "train.checkpoint_every"
+}  # fmt: skip
 
 
 def names(some):
@@ -49,8 +51,9 @@ def kinds(field):
 def other_value(field) -> Any:
     """An allowed value of a field that is not its default and that no other field forbids."""
     special = {
-        "model.d_model": 128, "model.n_heads": 2, "model.tie_output": True, "data.validation_fraction": 0.2,
-        "train.batch_size": 32, "train.microbatches": 2, "optimizer.warmup_steps": 7,
+        "model.d_model": 128, "model.n_heads": 2, "model.n_kv_heads": 2, "model.dropout": 0.1,
+        "data.validation_fraction": 0.2, "train.batch_size": 32, "train.microbatches": 2, "train.z_loss": 1e-4,
+        "optimizer.warmup_steps": 7,
     }  # fmt: skip
     if field.path in special:
         return special[field.path]
@@ -78,6 +81,15 @@ def test_every_field_changes_the_run_id_but_those_about_paths_and_logging(field)
     same = run_id(changed, "sha") == run_id(DEFAULT, "sha")
     assert same == (field.path in NOT_IDENTITY)
     assert field.identity == (field.path not in NOT_IDENTITY)
+
+
+def test_who_changes_a_default_raises_the_data_format_version():
+    # Ids hash what differs from the defaults: under a changed default, an old run would keep its id and mean another
+    # config. A changed type of a default (1 for 1.0) changes nothing.
+    remembered = DEFAULTS[DATA_FORMAT_VERSION]
+    now = {f.path: f.default for f in FIELDS if f.identity}
+    assert remembered.items() <= now.items(), "a default changed: raise DATA_FORMAT_VERSION and list it in DEFAULTS"
+    assert now.keys() - remembered.keys() == set(), "a new field: add it to DEFAULTS"
 
 
 def test_the_corpus_bytes_are_part_of_the_run_id_and_ids_are_twelve_hex_digits():
@@ -124,7 +136,7 @@ def test_flatten_names_every_field_once():
     ],
 )
 def test_unknown_keys_and_wrong_types_in_json_are_refused(tree, line):
-    assert refusal(from_dict, tree).startswith(line)
+    assert refusal(from_dict, tree, RunConfig).startswith(line)
 
 
 # --- overrides -------------------------------------------------------------------------------------------------
@@ -203,7 +215,7 @@ def test_words_that_are_not_settings_are_refused(words, line):
         ("optimizer.learning_rate", "fast", "optimizer.learning_rate=fast is not allowed; it must be a number"),
         ("optimizer.learning_rate", "nan", "optimizer.learning_rate=nan is not allowed; it must be finite"),
         ("optimizer.clip", "inf", "optimizer.clip=inf is not allowed; it must be finite"),
-        ("train.steps", "3000000000", "train.steps=3000000000 is not allowed; it must be at most 2^31 - 1"),
+        ("train.steps", "3000000000", "train.steps=3000000000 is not allowed; it must be a whole number of at least 1 and at most 2^31 - 1"),
         ("optimizer.epsilon", "1e-60", "optimizer.epsilon=1e-60 is not allowed; it must be a number above 0"),
         ("model.n_heads", "7", "model.d_model=64 is not divisible by model.n_heads=7; choose n_heads from 1, 2, 4, 8"),
         ("train.steps", "0", "train.steps=0 is not allowed; it must be a whole number of at least 1"),
@@ -238,11 +250,16 @@ def test_a_negative_number_is_refused_by_every_numeric_field(field):
 @pytest.mark.parametrize(
     ("path", "limit", "below"),
     [
-        ("data.validation_fraction", 0.5, "below 0.5"),
-        ("optimizer.beta1", 1.0, "below 1"),
-        ("optimizer.beta2", 1, "below 1"),
-        ("optimizer.decay_fraction", 1.5, "at most 1"),
-        ("optimizer.final_fraction", 1.5, "at most 1"),
+        ("data.validation_fraction", 0.5, "a number above 0 and below 0.5"),
+        ("data.mask_fraction", 1.0, "a number above 0 and below 1"),
+        ("optimizer.beta1", 1.0, "a number of at least 0 and below 1"),
+        ("optimizer.beta2", 1, "a number of at least 0 and below 1"),
+        ("optimizer.momentum", 1.0, "a number of at least 0 and below 1"),
+        ("optimizer.ema", 1.0, "a number of at least 0 and below 1 or null"),
+        ("optimizer.decay_fraction", 1.5, "a number above 0 and at most 1"),
+        ("optimizer.final_fraction", 1.5, "a number of at least 0 and at most 1"),
+        ("model.rope_fraction", 1.5, "a number above 0 and at most 1"),
+        ("model.dropout", 1.0, "a number of at least 0 and below 1"),
     ],
 )
 def test_upper_bounds(path, limit, below):
@@ -295,6 +312,51 @@ def test_upper_bounds(path, limit, below):
             "model.tie_output=true needs token input and logits: leave model.d_input and model.d_output null",
         ),
         (
+            ModelConfig,
+            {"n_kv_heads": 3},
+            "model.n_heads=4 is not divisible by model.n_kv_heads=3; choose n_kv_heads from 1, 2, 4",
+        ),
+        (
+            ModelConfig,
+            {"rope_fraction": 0.1},
+            "model.rope_fraction=0.1 of a head of 16 is no pair of units; it must be at least 0.125",
+        ),
+        (
+            ModelConfig,
+            {"n_experts": 2, "experts_per_token": 3},
+            "model.experts_per_token=3 is more than model.n_experts=2",
+        ),
+        (
+            ModelConfig,
+            {"n_experts": 4, "mlp": "none"},
+            "model.n_experts needs an MLP; with model.mlp=none leave it null",
+        ),
+        (
+            ModelConfig,
+            {"tie_output": True, "output_bias": True},
+            "model.output_bias=true: a tied output has no bias; leave it null or untie the output",
+        ),
+        (
+            ModelConfig,
+            {"logit_cap": 30.0, "d_output": 3},
+            "model.logit_cap is for logits; with model.d_output leave it null",
+        ),
+        (
+            ModelConfig,
+            {"architecture": "lstm", "causal": False},
+            "model.causal=false is for model.architecture=transformer, not lstm",
+        ),
+        (
+            ModelConfig,
+            {"architecture": "rnn", "scan_layers": True},
+            "model.scan_layers=true is for model.architecture=transformer, not rnn",
+        ),
+        (
+            ModelConfig,
+            {"architecture": "lstm", "parametrization": "mup"},
+            "model.parametrization=mup is for model.architecture=transformer, not lstm",
+        ),
+        (
             TrainConfig,
             {"batch_size": 10, "microbatches": 4},
             "train.batch_size=10 is not divisible by train.microbatches=4; choose microbatches from 1, 2, 5, 10",
@@ -315,6 +377,11 @@ def test_their_neighbours_are_allowed():
     ModelConfig(d_model=100, n_heads=3, d_head=34)
     ModelConfig(d_model=12, n_heads=4, positions="none")
     ModelConfig(positions="learned", attention="linear")
+    ModelConfig(d_model=12, n_heads=4, rope_fraction=0.7)  # 3 units per head, of which a pair turns
+    ModelConfig(n_heads=4, n_kv_heads=2)
+    ModelConfig(n_experts=2, experts_per_token=2)
+    ModelConfig(tie_output=True, output_bias=False, logit_cap=30.0)
+    ModelConfig(architecture="lstm", tie_output=True)
     DataConfig(validation_fraction=0.49)
     assert RunConfig(optimizer=OptimizerConfig(warmup_steps=10), train=TrainConfig(steps=10)).warmup_steps == 10
 

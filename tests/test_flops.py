@@ -15,7 +15,8 @@ from jax.extend import core
 
 from jaxgpt import flops
 from jaxgpt.config import ModelConfig, RunConfig, TrainConfig
-from jaxgpt.model import Transformer, graphdef, param_name
+from jaxgpt.build import graphdef, param_name
+from jaxgpt.model import Transformer
 
 
 def abstract_params(c: ModelConfig) -> nnx.State:

@@ -9,7 +9,7 @@ import pytest
 import reference_model as reference
 from flax import nnx
 
-from jaxgpt import model
+from jaxgpt import build, model, taps
 from jaxgpt.config import BadInput, ModelConfig
 
 # Tiny, and of equal shapes and dtype wherever possible: what runs without jit then compiles once for all tests.
@@ -42,7 +42,7 @@ def given(**fields):
 def named(tree):
     """A state or a gradient as {'layers.0.mlp.up.kernel': array}."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {model.param_name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {build.param_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def random_params(c, seed=0):
@@ -50,14 +50,14 @@ def random_params(c, seed=0):
     rng = np.random.default_rng(seed)
 
     def leaf(path, p):
-        centre = 1.0 if model.param_name(path).endswith("scale") else 0.0
+        centre = 1.0 if build.param_name(path).endswith("scale") else 0.0
         return jnp.asarray(centre + 0.35 * rng.standard_normal(p.shape), p.dtype)
 
-    return jax.tree_util.tree_map_with_path(leaf, model.init_params(c, 0))
+    return jax.tree_util.tree_map_with_path(leaf, build.init_params(c, 0))
 
 
 def random_model(c, seed=0):
-    return nnx.merge(model.graphdef(c), random_params(c, seed))
+    return nnx.merge(build.graphdef(c), random_params(c, seed))
 
 
 def inputs_of(c):
@@ -114,8 +114,8 @@ def test_outputs_and_every_intermediate_equal_the_reference_in_float64(fields):
     key_mask_BxS = KEY_MASK_BxS if fields.pop("key_mask", False) else None
     c = with_(TINY64, **fields)
     params = random_params(c)
-    asked = model.intermediates(c)
-    outputs, seen = nnx.merge(model.graphdef(c), params).inspect(inputs_of(c), key_mask_BxS, keep=asked)
+    asked = taps.intermediates(c)
+    outputs, seen = nnx.merge(build.graphdef(c), params).inspect(inputs_of(c), key_mask_BxS, keep=asked)
     expected, expected_seen = reference.forward(c, named(params), inputs_of(c), key_mask_BxS)
     assert outputs.dtype == np.float64
     assert_close(outputs, expected, 1e-10)
@@ -138,7 +138,7 @@ def test_every_value_of_every_option_of_the_model_is_among_the_cases():
 
 def test_layernorm_is_accurate_in_float32_where_the_mean_is_large():
     x_BxTxD = np.random.default_rng(6).normal(1e3, 1.0, (B, T, 12)).astype(np.float32)
-    m = model.create(with_(TINY, n_layers=0))
+    m = build.create(with_(TINY, n_layers=0))
     _, seen = m.inspect(TOKENS_BxT, keep=["final"], replace={"embedding": x_BxTxD})
     x_BxTxD = x_BxTxD.astype(np.float64)
     expected_BxTxD = (x_BxTxD - x_BxTxD.mean(-1, keepdims=True)) / x_BxTxD.std(-1, keepdims=True)
@@ -147,12 +147,14 @@ def test_layernorm_is_accurate_in_float32_where_the_mean_is_large():
 
 @pytest.mark.parametrize("n_heads", [1, 2, 3, 6, 8, 12, 20])
 def test_alibi_slopes_equal_the_reference_for_any_number_of_heads(n_heads):
-    bias_HxTxT = np.asarray(model.alibi_HxTxT(n_heads, 3))
+    bias_HxTxT = np.asarray(model.alibi_HxTxS(n_heads, np.arange(3), np.arange(3)))
     np.testing.assert_allclose(-bias_HxTxT[:, 2, 1], [reference._slope(h, n_heads) for h in range(n_heads)], rtol=1e-6)
 
 
 def test_alibi_slopes_of_eight_heads_are_those_printed_in_the_paper():
-    np.testing.assert_array_equal(-np.asarray(model.alibi_HxTxT(8, 2))[:, 1, 0], [2.0**-h for h in range(1, 9)])
+    np.testing.assert_array_equal(
+        -np.asarray(model.alibi_HxTxS(8, np.arange(2), np.arange(2)))[:, 1, 0], [2.0**-h for h in range(1, 9)]
+    )
 
 
 # --- who sees whom ---------------------------------------------------------------------------------------------
@@ -246,7 +248,7 @@ def test_a_sequence_longer_than_the_position_table_is_refused_and_others_are_not
 @pytest.mark.parametrize("fields", [given(mlp="swiglu"), given(positions="alibi", norm="rmsnorm", bias=True)], ids=str)
 def test_bfloat16_compute_is_close_to_float32_and_keeps_float32_parameters(fields):
     c = with_(TINY, **fields)
-    rough = nnx.merge(model.graphdef(with_(c, compute_dtype="bfloat16")), random_params(c))
+    rough = nnx.merge(build.graphdef(with_(c, compute_dtype="bfloat16")), random_params(c))
     exact_BxTxV, rough_BxTxV = (quick_jit(lambda m: m(TOKENS_BxT))(m) for m in (random_model(c), rough))
     assert (exact_BxTxV.dtype, rough_BxTxV.dtype) == (jnp.float32, jnp.bfloat16)
     assert {p.dtype for p in named(nnx.state(rough)).values()} == {np.dtype("float32")}
@@ -255,14 +257,14 @@ def test_bfloat16_compute_is_close_to_float32_and_keeps_float32_parameters(field
 
 
 def test_parameters_have_the_dtype_that_the_config_names():
-    params = model.init_params(with_(TINY, param_dtype="bfloat16", scan_layers=True, bias=True), 0)
+    params = build.init_params(with_(TINY, param_dtype="bfloat16", scan_layers=True, bias=True), 0)
     assert {p.dtype for p in named(params).values()} == {np.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize("field", ["param_dtype", "compute_dtype"])
 def test_float64_without_x64_is_refused_instead_of_silently_becoming_float32(field):
     with pytest.raises(BadInput, match=rf"model\.{field}=float64 needs JAX_ENABLE_X64=1"):
-        model.create(with_(TINY, n_layers=0, **{field: "float64"}))
+        build.create(with_(TINY, n_layers=0, **{field: "float64"}))
 
 
 # --- the same function, computed in other ways -----------------------------------------------------------------
@@ -280,7 +282,7 @@ def value_gradients_intermediates(c, key_mask_BxS=None, keep=()):
         (_, (outputs, seen)), gradient = jax.value_and_grad(loss, has_aux=True)(m)
         return outputs, gradient, seen
 
-    outputs, gradient, seen = run(model.create(c, seed=0))
+    outputs, gradient, seen = run(build.create(c, seed=0))
     return outputs, unrolled(c, named(gradient)), seen
 
 
@@ -305,20 +307,20 @@ def assert_same(one, other, tolerance):
 def plain_run():
     with jax.enable_x64(True):
         c = with_(TINY64, bias=True)
-        return c, value_gradients_intermediates(c, KEY_MASK_BxS, model.intermediates(c))
+        return c, value_gradients_intermediates(c, KEY_MASK_BxS, taps.intermediates(c))
 
 
 @pytest.mark.parametrize("fields", [given(remat=True), given(scan_layers=True, remat=True)], ids=str)
 @pytest.mark.usefixtures("x64")
 def test_scan_and_remat_change_no_output_gradient_or_intermediate(fields, plain_run):
     c, expected = plain_run
-    actual = value_gradients_intermediates(with_(c, **fields), KEY_MASK_BxS, model.intermediates(c))
+    actual = value_gradients_intermediates(with_(c, **fields), KEY_MASK_BxS, taps.intermediates(c))
     assert_same(actual, expected, 1e-13)
 
 
 def test_remat_really_recomputes_and_scan_really_scans():
     def program(**fields):
-        m = model.create(with_(TINY, **fields))
+        m = build.create(with_(TINY, **fields))
         return str(jax.make_jaxpr(jax.grad(lambda m: m(TOKENS_BxT).sum()))(m))
 
     assert "remat" in program(remat=True)
@@ -384,7 +386,7 @@ def test_on_a_gpu_attention_takes_the_kernel_that_its_config_allows(monkeypatch,
 
 
 def test_asking_for_the_pattern_leaves_the_fused_kernel_and_asking_for_heads_does_not(fused_calls):
-    m = model.create(with_(TINY, attention_kernel="fused"))
+    m = build.create(with_(TINY, attention_kernel="fused"))
 
     def calls(**asked):
         fused_calls.clear()
@@ -410,9 +412,9 @@ SHAPES = {
 @pytest.mark.parametrize("fields", [given(), given(norm_placement="parallel"), given(mlp="none")], ids=str)
 def test_the_list_of_intermediates_is_what_inspect_keeps_with_the_documented_shapes(fields, scan_layers):
     c = with_(TINY, **(given(d_head=6, d_mlp=10, scan_layers=scan_layers) | fields))
-    names = model.intermediates(c)
+    names = taps.intermediates(c)
     assert len(set(names)) == len(names)
-    seen = jax.eval_shape(lambda: model.create(c).inspect(TOKENS_BxT, keep=names)[1])
+    seen = jax.eval_shape(lambda: build.create(c).inspect(TOKENS_BxT, keep=names)[1])
     assert set(seen) == set(names)
     for name in names:
         assert (
@@ -423,7 +425,7 @@ def test_the_list_of_intermediates_is_what_inspect_keeps_with_the_documented_sha
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_inspect_keeps_what_was_asked_and_nothing_else(scan_layers):
-    m = model.create(with_(TINY, scan_layers=scan_layers))
+    m = build.create(with_(TINY, scan_layers=scan_layers))
     asked = {"layers.0.mlp.out", "layers.1.residual", "final"}
     kept = jax.eval_shape(lambda: m.inspect(TOKENS_BxT, keep=asked, replace={"layers.1.mlp.out": jnp.sin})[1])
     assert set(kept) == asked
@@ -431,7 +433,7 @@ def test_inspect_keeps_what_was_asked_and_nothing_else(scan_layers):
 
 @pytest.mark.parametrize("fields", [given(), given(scan_layers=True), given(attention_kernel="fused")], ids=str)
 def test_unasked_intermediates_cost_nothing(fields):
-    m = model.create(with_(TINY, **fields))
+    m = build.create(with_(TINY, **fields))
 
     def program(apply):
         return jax.jit(lambda m, tokens_BxT: apply(m, tokens_BxT)).lower(m, TOKENS_BxT).as_text()
@@ -447,7 +449,7 @@ def test_unasked_intermediates_cost_nothing(fields):
 @pytest.mark.usefixtures("x64")
 def test_replacing_intermediates_by_their_own_values_changes_no_bit(scan_layers):
     c = with_(TINY64, scan_layers=scan_layers)
-    m, names = random_model(c), model.intermediates(c)
+    m, names = random_model(c), taps.intermediates(c)
     outputs_BxTxV, seen = m.inspect(TOKENS_BxT, keep=names)
     again_BxTxV, seen_again = m.inspect(TOKENS_BxT, keep=names, replace=seen)
     np.testing.assert_array_equal(outputs_BxTxV, again_BxTxV)
@@ -472,11 +474,11 @@ def test_zeroing_a_head_equals_zeroing_its_rows_of_the_output_matrix(fields):
 @pytest.mark.parametrize(("name", "as_function"), [("residual", False), ("attention.pattern", True)])
 @pytest.mark.usefixtures("x64")
 def test_a_replacement_acts_in_exactly_the_named_layer_scanned_or_not(name, as_function):
-    names = model.intermediates(TINY64)
+    names = taps.intermediates(TINY64)
     new = np.random.default_rng(4).normal(size=SHAPES[name])
     by_new = {f"layers.0.{name}": (lambda _: new) if as_function else new}
     seen, scanned_seen, before = (
-        model.create(c).inspect(TOKENS_BxT, keep=names, replace=replace)[1]
+        build.create(c).inspect(TOKENS_BxT, keep=names, replace=replace)[1]
         for c, replace in [(TINY64, by_new), (with_(TINY64, scan_layers=True), by_new), (TINY64, {})]
     )
     np.testing.assert_array_equal(seen[f"layers.0.{name}"], new)
@@ -500,19 +502,19 @@ def test_the_embedding_and_the_final_stream_can_be_replaced_too():
 def test_an_unknown_intermediate_is_refused_with_the_nearest_name(asked):
     wrong = "layers.0.atention.pattern"
     with pytest.raises(BadInput, match=rf"'{wrong}' .*did you mean 'layers\.0\.attention\.pattern'\?"):
-        model.create(TINY).inspect(TOKENS_BxT, **{asked: [wrong] if asked == "keep" else {wrong: 0}})
+        build.create(TINY).inspect(TOKENS_BxT, **{asked: [wrong] if asked == "keep" else {wrong: 0}})
 
 
 @pytest.mark.parametrize("name", ["layers.2.residual", "layers.-1.residual", "layers.0.attention.scores", "logits"])
 def test_what_this_model_does_not_have_is_refused(name):
     with pytest.raises(BadInput, match=f"^'{re.escape(name)}' is not an intermediate"):
-        model.create(TINY).inspect(TOKENS_BxT, keep=[name])
+        build.create(TINY).inspect(TOKENS_BxT, keep=[name])
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 @pytest.mark.parametrize("new", [np.zeros((T, 12)), lambda x: x[:1], 0.0], ids=["array", "function", "number"])
 def test_a_replacement_of_another_shape_is_refused(new, scan_layers):
-    m = model.create(with_(TINY, scan_layers=scan_layers))
+    m = build.create(with_(TINY, scan_layers=scan_layers))
     with pytest.raises(BadInput, match=r"'layers\.1\.mlp\.out' has shape .*; it must be \(2, 7, 12\)"):
         jax.eval_shape(lambda: m.inspect(TOKENS_BxT, replace={"layers.1.mlp.out": new}))
 
@@ -528,11 +530,11 @@ ALL_OPTIONS = [
 def test_every_parameter_of_every_option_has_exactly_one_rule_and_every_rule_is_used():
     used = set()
     for fields in ALL_OPTIONS:
-        for name in named(model.init_params(with_(TINY, **fields), 0)):
-            rules = [end for end in [*model.INIT_STD, ".bias", ".scale"] if name.endswith(end)]
+        for name in named(build.init_params(with_(TINY, **fields), 0)):
+            rules = [end for end in [*build.INIT_STD, ".bias", ".scale"] if name.endswith(end)]
             assert len(rules) == 1, name
             used |= set(rules)
-    assert used == {*model.INIT_STD, ".bias", ".scale"}
+    assert used == {*build.INIT_STD, ".bias", ".scale"}
 
 
 def expected_std(name, c):
@@ -558,7 +560,7 @@ def expected_std(name, c):
 )
 def test_each_tensor_has_the_mean_and_standard_deviation_of_the_table(fields):
     c = with_(ModelConfig(d_model=64, n_layers=2, n_heads=4, context=32, vocab_size=50), **fields)
-    for name, p in named(model.init_params(c, 7)).items():
+    for name, p in named(build.init_params(c, 7)).items():
         if name.endswith((".bias", ".scale")):
             assert (p == name.endswith(".scale")).all()
             continue
@@ -569,16 +571,16 @@ def test_each_tensor_has_the_mean_and_standard_deviation_of_the_table(fields):
 
 def test_seeds_layers_and_tensors_draw_different_values_and_the_same_seed_the_same_bits():
     c = with_(TINY, mlp="swiglu")
-    params = named(model.init_params(c, 0))
+    params = named(build.init_params(c, 0))
     drawn = [p for name, p in params.items() if not name.endswith("scale")]
-    drawn += [p for name, p in named(model.init_params(c, 1)).items() if not name.endswith("scale")]
+    drawn += [p for name, p in named(build.init_params(c, 1)).items() if not name.endswith("scale")]
     assert len({p.ravel()[:8].tobytes() for p in drawn}) == len(drawn)
-    again = named(model.init_params(c, 0))
+    again = named(build.init_params(c, 0))
     assert all(p.tobytes() == again[name].tobytes() for name, p in params.items())
 
 
 def test_another_layer_leaves_the_values_of_the_others_and_scales_what_writes_to_the_stream():
-    two, three = (named(model.init_params(with_(TINY, n_layers=n), 0)) for n in (2, 3))
+    two, three = (named(build.init_params(with_(TINY, n_layers=n), 0)) for n in (2, 3))
     assert set(two) < set(three)
     for name, p in two.items():
         shrinks = name.endswith(("attention.out.kernel", "down.kernel"))
@@ -587,8 +589,8 @@ def test_another_layer_leaves_the_values_of_the_others_and_scales_what_writes_to
 
 def test_a_scanned_model_starts_from_the_bits_of_an_unrolled_one():
     c = with_(TINY, bias=True, positions="learned")
-    expected = named(model.init_params(c, 5))
-    actual = unrolled(with_(c, scan_layers=True), named(model.init_params(with_(c, scan_layers=True), 5)))
+    expected = named(build.init_params(c, 5))
+    actual = unrolled(with_(c, scan_layers=True), named(build.init_params(with_(c, scan_layers=True), 5)))
     assert set(actual) == set(expected)
     assert all(p.tobytes() == expected[name].tobytes() for name, p in actual.items())
 
@@ -597,7 +599,7 @@ def test_a_scanned_model_starts_from_the_bits_of_an_unrolled_one():
 def test_the_loss_of_a_fresh_model_is_close_to_ln_V(fields):
     c = with_(ModelConfig(d_model=64, n_layers=2, vocab_size=256, context=32), **fields)
     tokens_BxT = np.random.default_rng(0).integers(0, 256, (4, 33))
-    log_p_BxTxV = jax.nn.log_softmax(quick_jit(lambda m, x: m(x))(model.create(c), tokens_BxT[:, :-1]))
+    log_p_BxTxV = jax.nn.log_softmax(quick_jit(lambda m, x: m(x))(build.create(c), tokens_BxT[:, :-1]))
     loss = -np.take_along_axis(np.asarray(log_p_BxTxV), tokens_BxT[:, 1:, None], axis=-1).mean()
     assert abs(loss - math.log(256)) < 0.1
 
@@ -608,7 +610,7 @@ def test_the_loss_of_a_fresh_model_is_close_to_ln_V(fields):
 @pytest.mark.usefixtures("x64")
 def test_the_gradient_of_every_tensor_equals_finite_differences_in_float64():
     c = with_(TINY64, bias=True, mlp="swiglu", positions="learned", tie_output=True)
-    params, graphdef = random_params(c), model.graphdef(c)
+    params, graphdef = random_params(c), build.graphdef(c)
 
     def loss(params):
         log_p_BxTxV = jax.nn.log_softmax(nnx.merge(graphdef, params)(TOKENS_BxT, KEY_MASK_BxS))
@@ -631,7 +633,7 @@ def test_the_gradient_of_every_tensor_equals_finite_differences_in_float64():
 
 @pytest.mark.usefixtures("x64")
 def test_setting_a_weight_by_hand_is_one_line():
-    m = model.create(TINY64)
+    m = build.create(TINY64)
     m.layers[0].attention.out.kernel[...] = jnp.zeros((12, 12))
     _, seen = m.inspect(TOKENS_BxT, keep=["layers.0.attention.out", "layers.1.attention.out"])
     assert np.abs(seen["layers.0.attention.out"]).max() == 0
@@ -639,7 +641,7 @@ def test_setting_a_weight_by_hand_is_one_line():
 
 
 def test_setting_one_entry_by_hand_is_one_line():
-    m = model.create(with_(TINY, n_layers=0, norm="none"))
+    m = build.create(with_(TINY, n_layers=0, norm="none"))
     m.embed.embedding[3, 5] = 1.5
     _, seen = m.inspect(np.full((1, 1), 3), keep=["embedding"])
     assert seen["embedding"][0, 0, 5] == 1.5

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgpt import RunConfig, model, override
+from jaxgpt import RunConfig, build, override
 from jaxgpt.config import ModelConfig, OptimizerConfig
 from jaxgpt.optimizer import clip_by_norm, decay_mask, hparams, learning_rate, optimizer
 
@@ -198,8 +198,8 @@ VECTORS = {"read_in.kernel": True, "read_in.bias": False, "read_out.kernel": Tru
 def test_weight_decay_acts_on_matrices_and_on_nothing_else(widths, ends, scanned):
     c = ModelConfig(d_model=4, n_layers=1, n_heads=2, context=4, vocab_size=7, positions="learned", bias=True,
                     mlp="swiglu", scan_layers=scanned, **widths)  # fmt: skip
-    leaves, _ = jax.tree_util.tree_flatten_with_path(decay_mask(model.init_params(c, 0)))
-    mask = {model.param_name(path): decayed for path, decayed in leaves}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(decay_mask(build.init_params(c, 0)))
+    mask = {build.param_name(path): decayed for path, decayed in leaves}
     expected = EVERY_KIND | ends
     if scanned:
         expected = {name.replace("layers.0.", "layers."): decayed for name, decayed in expected.items()}
@@ -208,8 +208,8 @@ def test_weight_decay_acts_on_matrices_and_on_nothing_else(widths, ends, scanned
 
 def test_a_tied_table_is_not_decayed():
     c = ModelConfig(d_model=4, n_layers=0, n_heads=2, context=4, vocab_size=7, tie_output=True)
-    leaves, _ = jax.tree_util.tree_flatten_with_path(decay_mask(model.init_params(c, 0)))
-    assert {model.param_name(path): decayed for path, decayed in leaves} == {
+    leaves, _ = jax.tree_util.tree_flatten_with_path(decay_mask(build.init_params(c, 0)))
+    assert {build.param_name(path): decayed for path, decayed in leaves} == {
         "embed.embedding": False,
         "final_norm.scale": False,
     }

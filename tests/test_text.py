@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgpt import BadInput, RunConfig, model, override
+from jaxgpt import BadInput, RunConfig, build, override
 from jaxgpt.corpus import Corpus
 from jaxgpt.launch import sweep
 from jaxgpt.optimizer import hparams
@@ -111,7 +111,7 @@ def trained_like(tiny):
 def test_the_loss_is_the_summed_cross_entropy_of_the_next_bytes(trained_like):
     made, params = trained_like
     window_BxT1 = np.random.default_rng(1).integers(0, 256, (4, T + 1)).astype(np.int32)
-    logits_BxTxV = nnx.merge(model.graphdef(made.model), params)(window_BxT1[:, :-1])
+    logits_BxTxV = nnx.merge(build.graphdef(made.model), params)(window_BxT1[:, :-1])
     expected = cross_entropy(logits_BxTxV, window_BxT1)
     total, weight = jax.jit(made.loss)(params, window_BxT1)
     assert weight == 4 * T
@@ -125,7 +125,7 @@ def test_evaluation_gives_each_window_its_mean_and_the_summary_its_error(trained
     data = made.data(corpus(np.zeros(50), validation))
     losses_W = np.asarray(jax.jit(made.evaluate)(params, data))
     windows_WxT1 = validation.reshape(7, T + 1).astype(np.int32)
-    logits_WxTxV = nnx.merge(model.graphdef(made.model), params)(windows_WxT1[:, :-1])
+    logits_WxTxV = nnx.merge(build.graphdef(made.model), params)(windows_WxT1[:, :-1])
     expected_W = cross_entropy(logits_WxTxV, windows_WxT1).mean(axis=1)
     np.testing.assert_allclose(losses_W, expected_W, rtol=1e-5)
     summary = made.summarise(losses_W)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import RunConfig, checkpoint, model, override, store
+from jaxgpt import RunConfig, checkpoint, override, parts, store
 from jaxgpt.launch import plan, sweep
 from jaxgpt.optimizer import hparams
 from jaxgpt.tasks.text import TextTask
@@ -570,5 +570,5 @@ def test_the_line_about_other_versions_names_those_that_differ(tmp_path, monkeyp
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_the_backend_in_the_row_has_the_dtype_that_the_model_computes_in(tiny, tmp_path, dtype):
     (run,) = plan([override(tiny, {"model.compute_dtype": dtype})], tmp_path)
-    computes_in = model._dtypes(run.config.model)["dtype"]
+    computes_in = parts.dtypes(run.config.model)["dtype"]
     assert provenance(run)["backend"] == f"cpu {computes_in}"

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax import Array
 
-from jaxgpt import corpus, model
+from jaxgpt import build, corpus, parts
 from jaxgpt.config import BadInput, ModelConfig, RunConfig
 from jaxgpt.corpus import Corpus
 from jaxgpt.train import Source
@@ -64,7 +64,7 @@ class TextTask:
             raise BadInput(
                 f"model.vocab_size={self.model.vocab_size} is too small for bytes; it must be at least {BYTE_VALUES}"
             )
-        model._dtypes(self.model)  # refuses float64 where JAX runs without x64; `graphdef` would ask only once
+        parts.dtypes(self.model)  # refuses float64 where JAX runs without x64; `graphdef` would ask only once
 
     def data(self, text: Corpus) -> TextData:
         """The corpus on the device. Validation windows stand evenly over the held-out text and do not overlap."""
@@ -79,7 +79,7 @@ class TextTask:
 
     def init(self, seed: int) -> nnx.State:
         """Initial parameters."""
-        return model.init_params(self.model, seed)
+        return build.init_params(self.model, seed)
 
     def sample(self, data: TextData, key: Array) -> Array:
         """A batch of windows, [B, T + 1] int32, uniformly from all positions of the training text."""
@@ -112,6 +112,6 @@ class TextTask:
         }
 
     def _losses(self, params: Any, window_BxT1: Array) -> Array:
-        logits_BxTxV = nnx.merge(model.graphdef(self.model), params)(window_BxT1[:, :-1])
+        logits_BxTxV = nnx.merge(build.graphdef(self.model), params)(window_BxT1[:, :-1])
         logits_BxTxV = logits_BxTxV.astype(jnp.promote_types(logits_BxTxV.dtype, jnp.float32))
         return optax.softmax_cross_entropy_with_integer_labels(logits_BxTxV, window_BxT1[:, 1:])
