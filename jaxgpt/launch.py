@@ -24,8 +24,9 @@ from jaxgpt import flops, lease, store
 from jaxgpt.config import BadInput, RunConfig, override, run_id, to_dict
 from jaxgpt.optimizer import hparams
 from jaxgpt.progress import Progress
+from jaxgpt.step import program
 from jaxgpt.tasks import text
-from jaxgpt.train import Run, Source, Stopped, program, train
+from jaxgpt.train import Run, Source, Stopped, train
 
 if TYPE_CHECKING:
     import pandas

@@ -1,4 +1,4 @@
-"""One training step, many steps in one dispatch, and one run from its first step or its last checkpoint to its row.
+"""One run, from its first step or its last checkpoint to its row.
 
 A run's result depends on its config and corpus only: not on how many steps are dispatched at once, on when it was
 interrupted, or on how often something is logged.
@@ -8,175 +8,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import Array
 
 from jaxgpt import checkpoint, flops, store
-from jaxgpt.config import OptimizerConfig, RunConfig, TrainConfig, flatten, run_id, to_dict
+from jaxgpt.config import RunConfig, TrainConfig, flatten, run_id, to_dict
+from jaxgpt.optimizer import Hparams, hparams
 from jaxgpt.parts import compute_dtype
-from jaxgpt.optimizer import Hparams, hparams, learning_rate, optimizer
+from jaxgpt.step import CHUNK, Program, Task, TrainState, advance, evaluate, first_state, init_state, program
 
-CHUNK = 128  # most steps in one dispatch: the length of the metrics buffer
 SECONDS_PER_DISPATCH = 0.5  # how long Ctrl-C may have to wait
+STREAM_CHUNK = 16  # most steps in one dispatch over a streamed corpus: so many batches lie on the device
 
-
-class Task(Protocol):
-    """What is learnt. A frozen, hashable dataclass: equal tasks share a compiled program."""
-
-    def init(self, seed: int) -> Any:
-        """Initial parameters, any pytree of arrays."""
-        ...
-
-    def sample(self, data: Any, key: Array) -> Any:
-        """A batch, a pytree with a leading batch axis; pure."""
-        ...
-
-    def loss(self, params: Any, batch: Any) -> tuple[Array, Array]:
-        """Summed loss and total weight (tokens) of a batch or a part of one; pure."""
-        ...
-
-    def evaluate(self, params: Any, data: Any) -> Array:
-        """Held-out losses, one per independent unit; pure."""
-        ...
-
-    def summarise(self, loss_W: np.ndarray) -> dict[str, float]:
-        """Named numbers from `evaluate`'s, among them validation_loss; on the host."""
-        ...
-
-
-@dataclass(frozen=True)
-class Program:
-    """What a compiled program depends on; runs with equal programs share it."""
-
-    task: Task
-    optimizer: OptimizerConfig
-    microbatches: int
-    max_bad_steps: int
-
-
-class TrainState(NamedTuple):
-    """Everything that the next step depends on, beside the run's `Hparams` and data."""
-
-    params: Any
-    opt_state: Any
-    step: Array  # int32: updates tried so far
-    retry: Array  # int32: roll-backs so far; enters the data's key
-    bad_in_a_row: Array  # int32: non-finite steps just before this one
-    bad_steps: Array  # int32: non-finite steps so far
-
-
-def program(config: RunConfig, task: Task) -> Program:
-    """The program of a run: what `Hparams` carries is set to its default, so that it does not split programs."""
-    o = config.optimizer
-    shared = OptimizerConfig(schedule=o.schedule, beta1=o.beta1, beta2=o.beta2, epsilon=o.epsilon)
-    return Program(task, shared, config.train.microbatches, config.train.max_bad_steps)
-
-
-def init_state(program: Program, h: Hparams, seed: int) -> TrainState:
-    """The state before the first step."""
-    return _first_state(program, h, program.task.init(seed))
-
-
-def _first_state(program: Program, h: Hparams, params: Any) -> TrainState:
-    # Copies, since `advance` donates its state and a task may hold on to what it returned.
-    params = jax.tree.map(jnp.array, params)
-    opt_state = _moments(program, h, params)
-    # Four arrays, not one four times: `advance` donates its state, and a buffer can be donated once.
-    return TrainState(params, opt_state, *(jnp.zeros((), jnp.int32) for _ in range(4)))
-
-
-@partial(jax.jit, static_argnums=0)
-def _moments(program: Program, h: Hparams, params: Any) -> Any:
-    """The optimizer's first state. Jitted: one dispatch for all moments instead of two for each tensor."""
-    return optimizer(program.optimizer, 0.0, h).init(params)
-
-
-def mean_loss_and_gradient(task: Task, params: Any, batch: Any, microbatches: int) -> tuple[Array, Any]:
-    """Loss per token of a batch and its gradient, computed in parts, each weighted by its tokens.
-
-    The sum over parts is divided by all tokens at the end: equal parts and unequal ones give what one large batch
-    gives, to rounding.
-    """
-
-    def summed(params: Any, part: Any) -> tuple[Array, Array]:
-        return task.loss(params, part)
-
-    grad = jax.value_and_grad(summed, has_aux=True)
-    if microbatches == 1:
-        (total, weight), gradient = grad(params, batch)
-    else:
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
-        first = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parts))
-        # In float32 or wider: in bfloat16 the sum would lose what the later parts add.
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), first)
-        add = partial(jax.tree.map, jnp.add)
-        ((total, weight), gradient), _ = jax.lax.scan(lambda s, part: (add(s, grad(params, part)), None), zeros, parts)
-    return total / weight, jax.tree.map(lambda g, p: (g / weight).astype(p.dtype), gradient, params)
-
-
-def train_step(program: Program, state: TrainState, batch: Any, h: Hparams) -> tuple[TrainState, dict[str, Array]]:
-    """One update; pure. A non-finite loss or gradient leaves parameters and optimizer state as they were, bit for bit,
-    while `step` advances. The guard stands before clipping, which would turn one inf into NaNs everywhere.
-    """
-    loss, gradient = mean_loss_and_gradient(program.task, state.params, batch, program.microbatches)
-    norm = optax.tree.norm(gradient)
-    ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-    rate = learning_rate(program.optimizer.schedule, state.step, h)
-    updates, opt_state = optimizer(program.optimizer, rate, h).update(gradient, state.opt_state, state.params)
-    new = (optax.apply_updates(state.params, updates), opt_state)
-    params, opt_state = jax.tree.map(partial(jnp.where, ok), new, (state.params, state.opt_state))
-    bad = (~ok).astype(jnp.int32)
-    state = TrainState(
-        params, opt_state, state.step + 1, state.retry, bad * (state.bad_in_a_row + 1), state.bad_steps + bad
-    )
-    return state, {"train_loss": loss, "grad_norm": norm, "learning_rate": rate}
-
-
-def data_key(h: Hparams, step: Array, retry: Array) -> Array:
-    """The key of a step's batch: a function of (data seed, step, retry), so that resume is exact."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(h.data_seed), retry), step)
-
-
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def advance(
-    program: Program, state: TrainState, n: Array, h: Hparams, data: Any
-) -> tuple[TrainState, dict[str, Array]]:
-    """Up to n <= CHUNK steps in one dispatch, fewer if `max_bad_steps` bad ones come in a row; metrics are [CHUNK].
-
-    n is traced, so that one compiled program serves every number of steps.
-    """
-
-    def step(carry: tuple) -> tuple:
-        i, state, metrics = carry
-        batch = program.task.sample(data, data_key(h, state.step, state.retry))
-        state, new = train_step(program, state, batch, h)
-        return (
-            i + 1,
-            state,
-            jax.tree.map(lambda all, one: all.at[i].set(one.astype(jnp.float32)), metrics, new),
-        )
-
-    def more(carry: tuple) -> Array:
-        i, state, _ = carry
-        return (i < n) & (state.bad_in_a_row < program.max_bad_steps)
-
-    metrics = {name: jnp.full(CHUNK, jnp.nan, jnp.float32) for name in ("train_loss", "grad_norm", "learning_rate")}
-    return jax.lax.while_loop(more, step, (0, state, metrics))[1:]
-
-
-@partial(jax.jit, static_argnums=0)
-def evaluate(task: Task, params: Any, data: Any) -> Array:
-    """Held-out losses, compiled."""
-    return task.evaluate(params, data)
+Stream = Callable[[int, int, int], Iterator[Any]]
 
 
 # --- a run ---------------------------------------------------------------------------------------------------------
@@ -202,12 +53,16 @@ class Stopped(Exception):
 class Source:
     """What a run trains on. `identity` names it in the run's id: the sha256 of a corpus, or a task's name and version.
 
-    `data` is called when the run starts and puts what the task reads on the device.
+    `data` is called when the run starts and puts what the task reads on the device. A corpus that does not fit there
+    has a `stream` as well: of (data seed, retry, step) the batches from that step on, as NumPy; the task then samples
+    nothing. `keep(folder)` writes beside the runs what one needs later to use them: a tokenizer.
     """
 
     task: Task
     data: Callable[[], Any]
     identity: str
+    stream: Stream | None = None
+    keep: Callable[[Path], None] = lambda folder: None
 
 
 @dataclass(frozen=True)
@@ -235,16 +90,20 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     held: Callable[[], bool] = lambda: True,
     report: Callable[[Report], None] = lambda _: None,
+    log: Callable[[list[dict[str, Any]]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Trains a run to its end, from its last checkpoint if there is one, and returns its row (also written).
 
     `stop()` is asked between dispatches; when true the state is saved and Stopped raised. `held()` false (another
-    process took the run over) raises Stopped without writing. Raises StoreError when the disk is full.
+    process took the run over) raises Stopped without writing. `log` is given the curve's points once they are on disk.
+    Raises StoreError when the disk is full.
     """
     t, began = run.config.train, time.monotonic()
     h, prog = hparams(run.config), program(run.config, run.source.task)
     say = partial(_say, report, run)
     data, (state, seconds_before, trained_by) = run.source.data(), _resume(run, prog, h, say)
+    run.source.keep(run.folder)
+    feed = _Feed(run.source.stream, int(h.data_seed))
     store.truncate_curve(run.folder, run.id, int(state.step))
     points: list[dict[str, Any]] = []  # of the curve, not yet on disk
     speed = _Speed(t.batch_size * run.config.model.context)
@@ -257,6 +116,7 @@ def train(
             raise Stopped
         # The curve first: resuming cuts it at the checkpoint's step, so it may be longer but never shorter.
         store.append_curve(run.folder, run.id, points)
+        log(list(points))
         points.clear()
         step, every = int(state.step), rollback_every(t)
         meta = {"step": step, "run_id": run.id, "seconds": seconds(), "trained_by": trained_by}
@@ -270,7 +130,8 @@ def train(
                 save(state)
             raise Stopped
         until = min(*(_next(step, every) for every in (eval_every(t), checkpoint_every(t), rollback_every(t))), t.steps)
-        state, metrics = advance(prog, state, np.int32(min(until - step, speed.steps())), h, data)
+        n = min(until - step, speed.steps(), CHUNK if run.source.stream is None else STREAM_CHUNK)
+        state, metrics = advance(prog, state, np.int32(n), h, data, feed.take(state, n))
         done = int(state.step) - step
         values = {name: np.asarray(value)[:done] for name, value in metrics.items()}
         report(Report(run.id, step + done, t.steps, speed.measured(done), float(values["train_loss"][-1])))
@@ -279,7 +140,7 @@ def train(
             if not held():
                 raise Stopped
             if int(state.retry) >= t.max_rollbacks:
-                return _finish(run, state, "diverged", points, seconds(), speed, trained_by)
+                return _finish(run, state, "diverged", points, seconds(), speed, trained_by, log)
             points.clear()
             state = _roll_back(run, prog, h, state, say)
             store.truncate_curve(run.folder, run.id, int(state.step))
@@ -288,11 +149,40 @@ def train(
             continue
         step += done
         if step % eval_every(t) == 0 or step == t.steps:
-            points[-1] |= run.source.task.summarise(np.asarray(evaluate(run.source.task, state.params, data)))
+            points[-1] |= _validate(run.source.task, state, data)
         planned = step % checkpoint_every(t) == 0 or step % rollback_every(t) == 0
         if step == t.steps or (planned and not int(state.bad_in_a_row)):
             save(state)
-    return _finish(run, state, "done", points, seconds(), speed, trained_by)
+    return _finish(run, state, "done", points, seconds(), speed, trained_by, log)
+
+
+def _validate(task: Task, state: TrainState, data: Any) -> dict[str, float]:
+    """The task's numbers on held-out data; with a running mean of the parameters its numbers too, called ..._ema."""
+
+    def numbers(params: Any) -> dict[str, float]:
+        return task.summarise(jax.tree.map(np.asarray, evaluate(task, params, data)))
+
+    means = {} if state.ema is None else numbers(state.ema)
+    return numbers(state.params) | {f"{name}_ema": value for name, value in means.items()}
+
+
+class _Feed:
+    """Batches of a streamed corpus, stacked for a dispatch; always as many, so that one program serves every number."""
+
+    def __init__(self, stream: Stream | None, data_seed: int):
+        self.stream, self.data_seed = stream, data_seed
+        self.at: tuple[int, int] | None = None  # the retry and step of the iterator's next batch
+
+    def take(self, state: TrainState, n: int) -> Any:
+        """The batches of the next n <= STREAM_CHUNK steps, padded by the last; None for what is not streamed."""
+        if self.stream is None:
+            return None
+        retry, step = int(state.retry), int(state.step)
+        if self.at != (retry, step):
+            self.batches = self.stream(self.data_seed, retry, step)
+        taken = [next(self.batches) for _ in range(n)]
+        self.at = (retry, step + n)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *taken, *taken[-1:] * (STREAM_CHUNK - n))
 
 
 def _next(step: int, every: int) -> int:
@@ -376,7 +266,7 @@ def _resume(
     now, found, seed = provenance(run), None, run.config.train.seed
     if checkpoint.steps(run.checkpoints):
         # The task's own code is not traced: it may make its parameters as it likes.
-        like = jax.eval_shape(partial(_first_state, prog, h), run.source.task.init(seed))
+        like = jax.eval_shape(partial(first_state, prog, h), run.source.task.init(seed))
         found = checkpoint.restore_latest(run.checkpoints, like, say)
     if found is None:
         return init_state(prog, h, seed), 0.0, [now]
@@ -447,9 +337,11 @@ def _finish(
     seconds: float,
     speed: _Speed,
     trained_by: list[dict[str, Any]],
+    log: Callable[[list[dict[str, Any]]], None],
 ) -> dict[str, Any]:
     """Writes what is left of the curve and the run's row, and returns the row."""
     store.append_curve(run.folder, run.id, points)
+    log(points)
     c, corpus_tokens = run.config, run.config.tokens
     curve = store.read_curve(run.folder, run.id)
     last = curve[-1] if curve and status == "done" else {}
@@ -462,9 +354,8 @@ def _finish(
         "tokens": corpus_tokens,
         "flops_6nd": flops.flops_6nd(counts.total, corpus_tokens),
         "flops_exact": flops.flops_exact(c.model, corpus_tokens, attention="causal") if transformer else None,
-        "final_loss": last.get("validation_loss"),
-        "final_loss_sem": last.get("validation_loss_sem"),
-        "final_bits_per_byte": last.get("validation_bits_per_byte"),
+        **dict.fromkeys(("final_loss", "final_loss_sem", "final_bits_per_byte")),
+        **{name.replace("validation_", "final_"): x for name, x in last.items() if name.startswith("validation_")},
         "best_loss": min((p["validation_loss"] for p in curve if p.get("validation_loss") is not None), default=None),
         "steps_done": int(state.step),
         "bad_steps": int(state.bad_steps),

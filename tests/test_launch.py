@@ -51,7 +51,7 @@ class LinearRegression:
         x_BxK = jax.random.normal(key, (self.batch_size, 2))
         return x_BxK, x_BxK @ data["slope"] + data["offset"]
 
-    def loss(self, params, batch):
+    def loss(self, params, batch, key):
         x_BxK, y_B = batch
         error_B = x_BxK @ params["slope"] + params["offset"] - y_B
         return (error_B**2).sum(), jnp.float32(len(y_B))  # the sum, and how many it is a sum of

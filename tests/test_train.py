@@ -14,22 +14,10 @@ from jaxgpt import RunConfig, checkpoint, override, parts, store
 from jaxgpt.launch import plan, sweep
 from jaxgpt.optimizer import hparams
 from jaxgpt.tasks.text import TextTask
-from jaxgpt.train import (
-    CHUNK,
-    Run,
-    Source,
-    Stopped,
-    _moments,
-    advance,
-    data_key,
-    init_state,
-    mean_loss_and_gradient,
-    program,
-    provenance,
-    rollback_every,
-    train,
-)
+from jaxgpt.step import CHUNK, _moments, advance, data_key, init_state, mean_loss_and_gradient, program
+from jaxgpt.train import Run, Source, Stopped, provenance, rollback_every, train
 
+KEY = jax.random.key(0)
 QUICK = {"xla_backend_optimization_level": 0}  # what is tested does not depend on it, and it compiles faster
 
 
@@ -60,7 +48,7 @@ class Regression:
         bad_B = bad & (jnp.arange(self.batch_size) == self.batch_size - 1)  # one sequence of the batch is enough
         return {"x": x_BxK, "y": x_BxK @ data.truth_K, "bad": bad_B, "weight": jnp.ones(self.batch_size)}
 
-    def loss(self, params, batch):
+    def loss(self, params, batch, key):
         if self.fails == "batch":
             batch = batch | {"x": jnp.where(batch["bad"][:, None], self.value, batch["x"])}
         error_B = batch["x"] @ params["kernel"] + params["bias"] - batch["y"]
@@ -134,10 +122,10 @@ def final(run):
 
 
 def assert_equals_large_batch(task, params, batch, tolerance):
-    whole = jax.jit(partial(mean_loss_and_gradient, task, microbatches=1), compiler_options=QUICK)(params, batch)
-    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(whole[1]))
+    whole = jax.jit(partial(mean_loss_and_gradient, task, key=KEY, microbatches=1), compiler_options=QUICK)(params, batch)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(whole[-1]))
     for parts in (2, 4):
-        step = jax.jit(partial(mean_loss_and_gradient, task, microbatches=parts), compiler_options=QUICK)
+        step = jax.jit(partial(mean_loss_and_gradient, task, key=KEY, microbatches=parts), compiler_options=QUICK)
         for got, expected in zip(jax.tree.leaves(step(params, batch)), jax.tree.leaves(whole), strict=True):
             assert got.dtype == expected.dtype
             np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * scale)
@@ -149,7 +137,7 @@ def test_microbatches_of_text_equal_the_large_batch(tiny, dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         task = TextTask(override(tiny, {"model.param_dtype": dtype}).model, 4, 8)
         params = jax.tree.map(lambda p: jnp.asarray(p, dtype), task.init(0))
-        loss, _ = assert_equals_large_batch(task, params, np.arange(36, dtype=np.int32).reshape(4, 9), tolerance)
+        loss, *_ = assert_equals_large_batch(task, params, np.arange(36, dtype=np.int32).reshape(4, 9), tolerance)
         assert loss.dtype == dtype
 
 
@@ -160,8 +148,8 @@ def test_microbatches_of_unequal_weights_equal_the_large_batch(dtype, tolerance)
         batch = {"x": rng.standard_normal((8, 3)), "y": rng.standard_normal(8), "weight": 10.0 ** np.arange(-4, 4)}
         batch = {name: jnp.asarray(x, dtype) for name, x in batch.items()} | {"bad": jnp.zeros(8, bool)}
         params = {"kernel": jnp.ones(3, dtype), "bias": jnp.zeros((), dtype)}
-        loss, _ = assert_equals_large_batch(Regression(), params, batch, tolerance)
-        halves = [mean_loss_and_gradient(Regression(), params, {k: v[i : i + 4] for k, v in batch.items()}, 1)[0]
+        loss, *_ = assert_equals_large_batch(Regression(), params, batch, tolerance)
+        halves = [mean_loss_and_gradient(Regression(), params, {k: v[i : i + 4] for k, v in batch.items()}, KEY, 1)[0]
                   for i in (0, 4)]  # fmt: skip
         # What a mean of the parts' means would give is far off, so the test above sees the weights.
         assert abs(float(sum(halves)) / 2 / float(loss) - 1) > 0.01

@@ -87,7 +87,7 @@ class TextTask:
         start_B = jax.random.randint(key, (self.batch_size,), 0, data.train_n.shape[0] - length + 1)
         return data.train_n[start_B[:, None] + jnp.arange(length)].astype(jnp.int32)
 
-    def loss(self, params: nnx.State, batch: Array) -> tuple[Array, Array]:
+    def loss(self, params: nnx.State, batch: Array, key: Array) -> tuple[Array, Array]:
         """Summed cross-entropy in nats of windows [B, T + 1], and how many tokens were predicted. float32 or wider."""
         loss_BxT = self._losses(params, batch)
         return loss_BxT.sum(), jnp.asarray(loss_BxT.size, loss_BxT.dtype)
