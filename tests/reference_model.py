@@ -8,7 +8,8 @@ import math
 
 import numpy as np
 
-EPSILON = 1e-5
+
+OUTPUT = ("unembed", "read_out")
 
 
 def forward(c, params, inputs, key_mask=None):
@@ -26,7 +27,8 @@ def _sequence(c, params, row, key_mask):
 
     def linear(name, x):
         y = np.array([sum(x[i] * w for i, w in enumerate(column)) for column in params[f"{name}.kernel"].T])
-        return y + params[f"{name}.bias"] if c.bias else y
+        assert (f"{name}.bias" in params) == (c.bias if name not in OUTPUT or c.output_bias is None else c.output_bias)
+        return y + params[f"{name}.bias"] if f"{name}.bias" in params else y
 
     def norm(name, xs):
         return [_norm(c, x, params.get(f"{name}.scale"), params.get(f"{name}.bias")) for x in xs]
@@ -47,7 +49,7 @@ def _sequence(c, params, row, key_mask):
         seen[layer + "residual"] = np.array(xs)
         into_attention = xs if c.norm_placement == "post" else norm(layer + "attention_norm", xs)
         after_attention = [
-            x + a for x, a in zip(xs, _attention(c, layer, linear, into_attention, key_mask, seen), strict=True)
+            x + a for x, a in zip(xs, _attention(c, params, layer, linear, into_attention, key_mask, seen), strict=True)
         ]
         if c.norm_placement == "post":
             after_attention = norm(layer + "attention_norm", after_attention)
@@ -67,19 +69,33 @@ def _sequence(c, params, row, key_mask):
     if c.norm_placement != "post":
         xs = norm("final_norm", xs)
     seen["final"] = np.array(xs)
+    wider = c.d_model / c.base_width if c.parametrization == "mup" else 1  # Yang et al. 2022, table 8
+    xs = [x / wider for x in xs]
     if c.d_output:
         return np.array([linear("read_out", x) for x in xs]), seen
     if c.tie_output:
-        return np.array([[x @ e for e in params["embed.embedding"]] for x in xs]), seen
-    return np.array([linear("unembed", x) for x in xs]), seen
+        logits = np.array([[x @ e for e in params["embed.embedding"]] for x in xs])
+    else:
+        logits = np.array([linear("unembed", x) for x in xs])
+    return c.logit_cap * np.tanh(logits / c.logit_cap) if c.logit_cap else logits, seen
 
 
-def _attention(c, layer, linear, xs, key_mask, seen):
+def _attention(c, params, layer, linear, xs, key_mask, seen):
     length, width = len(xs), c.d_head or c.d_model // c.n_heads
     q, k, v = (
-        [linear(f"{layer}attention.{part}", x).reshape(c.n_heads, width) for x in xs]
-        for part in ("query", "key", "value")
+        [linear(f"{layer}attention.{part}", x).reshape(-1, width) for x in xs] for part in ("query", "key", "value")
     )
+    assert (len(q[0]), len(k[0]), len(v[0])) == (c.n_heads, *[c.n_kv_heads or c.n_heads] * 2)
+    shared = c.n_heads // len(k[0])  # Ainslie et al. 2023, figure 2: so many query heads read one head of keys
+    k, v = ([[x[h // shared] for h in range(c.n_heads)] for x in xs] for xs in (k, v))
+    if c.qk_norm:
+        q, k = (
+            [[_rms(c, x, params[f"{layer}attention.{part}_norm.scale"]) for x in heads] for heads in all_heads]
+            for part, all_heads in (("query", q), ("key", k))
+        )
+    scale = 1 / math.sqrt(width)
+    if c.parametrization == "mup" and not c.d_head:  # 1 / width, and the usual one at the base width
+        scale = math.sqrt(c.base_width / c.n_heads) / width
     pattern = np.zeros((c.n_heads, length, length))
     heads = np.zeros((length, c.n_heads, width))
     for h in range(c.n_heads):
@@ -89,12 +105,12 @@ def _attention(c, layer, linear, xs, key_mask, seen):
                 continue
             for s in visible:
                 turned = c.positions == "rope"
-                a, b = (_turn(q[t][h], t), _turn(k[s][h], s)) if turned else (q[t][h], k[s][h])
+                a, b = (_turn(c, q[t][h], t), _turn(c, k[s][h], s)) if turned else (q[t][h], k[s][h])
                 pattern[h, t, s] = sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
             if c.attention == "linear":  # Katharopoulos et al. 2020 without feature map, over the mean
                 pattern[h, t] /= len(visible)
             else:
-                scores = pattern[h, t, visible] / math.sqrt(width)
+                scores = pattern[h, t, visible] * scale
                 if c.positions == "alibi":
                     scores -= [_slope(h, c.n_heads) * abs(t - s) for s in visible]
                 pattern[h, t, visible] = np.exp(scores) / np.exp(scores).sum()
@@ -106,8 +122,17 @@ def _attention(c, layer, linear, xs, key_mask, seen):
     return out
 
 
+ACTIVATIONS = {
+    "gelu": lambda x: _gelu(x),
+    "gelu_exact": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+    "relu": lambda x: max(x, 0.0),
+    "relu2": lambda x: max(x, 0.0) ** 2,
+    "swiglu": lambda x: x / (1 + math.exp(-x)),
+}
+
+
 def _mlp(c, layer, linear, xs, seen):
-    act = {"gelu": _gelu, "relu": lambda x: max(x, 0.0), "swiglu": lambda x: x / (1 + math.exp(-x))}[c.mlp]
+    act = ACTIVATIONS[c.mlp]
     pres = [linear(f"{layer}mlp.{'gate' if c.mlp == 'swiglu' else 'up'}", x) for x in xs]
     hidden = [np.array([act(float(p)) for p in pre]) for pre in pres]
     if c.mlp == "swiglu":
@@ -128,8 +153,12 @@ def _norm(c, x, scale, bias):
     if c.norm == "none":
         return x
     mean = sum(x) / len(x) if c.norm == "layernorm" else 0.0
-    y = (x - mean) / math.sqrt(sum((x - mean) ** 2) / len(x) + EPSILON) * scale
+    y = (x - mean) / math.sqrt(sum((x - mean) ** 2) / len(x) + c.norm_epsilon) * scale
     return y if bias is None else y + bias
+
+
+def _rms(c, x, scale):
+    return x / math.sqrt(sum(x**2) / len(x) + c.norm_epsilon) * scale
 
 
 def _sinusoid(t, j, width):
@@ -138,11 +167,11 @@ def _sinusoid(t, j, width):
     return math.cos(angle) if j % 2 else math.sin(angle)
 
 
-def _turn(x, t):
-    """Su et al. 2021, equation 13: pairs (i, i + K/2) as complex numbers, turned by t theta_i."""
-    half = len(x) // 2
-    turned = [complex(x[i], x[i + half]) * cmath.exp(1j * t * 10_000 ** (-i / half)) for i in range(half)]
-    return [z.real for z in turned] + [z.imag for z in turned]
+def _turn(c, x, t):
+    """Su et al. 2021, equation 13: pairs (i, i + R/2) of the first R numbers as complex ones, turned by t theta_i."""
+    half = math.floor(c.rope_fraction * len(x) / 2)
+    turned = [complex(x[i], x[i + half]) * cmath.exp(1j * t * c.rope_base ** (-i / half)) for i in range(half)]
+    return [z.real for z in turned] + [z.imag for z in turned] + list(x[2 * half :])
 
 
 def _slope(h, n_heads):

@@ -103,6 +103,18 @@ AGAINST_REFERENCE = {
     ),
     "attention only": given(positions="none", mlp="none", n_layers=1, d_input=5),
     "parallel attention only": given(positions="none", mlp="none", norm_placement="parallel", n_layers=1),
+    "as Pythia": given(
+        rope_fraction=0.5, rope_base=500.0, norm_placement="parallel", mlp="gelu_exact", bias=True, output_bias=False
+    ),
+    "as Gemma 2 and Primer": given(
+        n_heads=6, n_kv_heads=2, logit_cap=1.5, mlp="relu2", norm="rmsnorm", norm_epsilon=0.1, tie_output=True
+    ),
+    "grouped, normed, masked": given(
+        n_heads=6, n_kv_heads=1, qk_norm=True, output_bias=True, key_mask=True, causal=False, d_head=4
+    ),
+    "linear, grouped, normed": given(n_heads=6, n_kv_heads=3, qk_norm=True, attention="linear", norm="rmsnorm"),
+    "muP": given(parametrization="mup", base_width=4, bias=True),
+    "muP, heads of one width, a read-out": given(parametrization="mup", base_width=24, d_head=4, d_output=2),
     "no layers": given(positions="sinusoidal", n_layers=0, d_output=2, d_input=5, bias=True),
 }  # fmt: skip
 
@@ -130,8 +142,10 @@ def test_every_value_of_every_option_of_the_model_is_among_the_cases():
     options = given(
         positions=["learned", "sinusoidal", "rope", "alibi", "none"], attention=["softmax", "linear"],
         norm=["layernorm", "rmsnorm", "none"], norm_placement=["pre", "post", "parallel"],
-        mlp=["gelu", "relu", "swiglu", "none"], causal=[True, False], bias=[True, False], tie_output=[True, False],
-        d_input=[None, 5], d_output=[None, 2], d_head=[None, 6], d_mlp=[None, 10],
+        mlp=["gelu", "gelu_exact", "relu", "relu2", "swiglu", "none"], causal=[True, False], bias=[True, False],
+        tie_output=[True, False], d_input=[None, 5], d_output=[None, 2], d_head=[None, 6], d_mlp=[None, 10],
+        n_kv_heads=[None, 1, 2], qk_norm=[True, False], rope_fraction=[1.0, 0.5], output_bias=[None, True, False],
+        logit_cap=[None, 1.5], parametrization=["standard", "mup"],
     )  # fmt: skip
     assert {(name, value) for name, values in options.items() for value in values} <= covered
 
@@ -306,7 +320,7 @@ def assert_same(one, other, tolerance):
 @pytest.fixture(scope="module")
 def plain_run():
     with jax.enable_x64(True):
-        c = with_(TINY64, bias=True)
+        c = with_(TINY64, bias=True, n_heads=6, n_kv_heads=2, qk_norm=True)
         return c, value_gradients_intermediates(c, KEY_MASK_BxS, taps.intermediates(c))
 
 
@@ -340,8 +354,9 @@ def fused_calls(monkeypatch):
     [
         (given(positions="alibi"), KEY_MASK_BxS),
         (given(positions="rope", d_head=6, causal=False), None),
+        (given(n_heads=2, n_kv_heads=1, parametrization="mup", base_width=4), None),
     ],
-    ids=["alibi, causal, key mask", "rope, both directions"],
+    ids=["alibi, causal, key mask", "rope, both directions", "grouped queries, muP's scale"],
 )
 def test_fused_attention_equals_plain_in_outputs_and_gradients(fields, key_mask_BxS, fused_calls):
     c = with_(TINY, mlp="none", n_layers=1, **fields)
@@ -363,6 +378,7 @@ def test_fused_attention_equals_plain_in_outputs_and_gradients(fields, key_mask_
         (given(d_model=32, n_heads=2, compute_dtype="float32"), "xla"),
         (given(d_model=32, n_heads=2, matmul_precision="highest"), None),
         (given(d_model=32, n_heads=2, attention_kernel="plain"), None),
+        (given(d_model=32, n_heads=2, n_kv_heads=1), "cudnn"),
     ],
     ids=str,
 )
@@ -524,6 +540,7 @@ def test_a_replacement_of_another_shape_is_refused(new, scan_layers):
 ALL_OPTIONS = [
     given(positions="learned", mlp="swiglu", bias=True), given(norm="rmsnorm", mlp="relu", tie_output=True),
     given(d_input=5, d_output=2, bias=True, norm="none"), given(mlp="none", scan_layers=True),
+    given(qk_norm=True, n_kv_heads=1, n_experts=3, bias=True), given(n_experts=2, mlp="swiglu", scan_layers=True),
 ]  # fmt: skip
 
 
@@ -541,11 +558,13 @@ def expected_std(name, c):
     """The table of standard deviations, written a second time."""
     residual, table = 1 / math.sqrt(2 * c.n_layers), 0.02 if c.tie_output else 1.0
     last_two = ".".join(name.split(".")[-3:-1])
+    wider = c.d_model / c.base_width if c.parametrization == "mup" else 1
     return {
         "embed": table, "position": table, "unembed": 0.02, "read_in": c.d_input and c.d_input**-0.5,
-        "read_out": c.d_model**-0.5, "attention.query": c.d_model**-0.5, "attention.key": c.d_model**-0.5,
+        "read_out": (c.d_model / wider) ** -0.5, "attention.query": c.d_model**-0.5, "attention.key": c.d_model**-0.5,
         "attention.value": c.d_model**-0.5, "mlp.up": c.d_model**-0.5, "mlp.gate": c.d_model**-0.5,
         "attention.out": (c.n_heads * c.head_width) ** -0.5 * residual, "mlp.down": c.mlp_width**-0.5 * residual,
+        "mlp.router": (c.d_model * wider) ** -0.5,
     }[last_two]  # fmt: skip
 
 
@@ -555,6 +574,8 @@ def expected_std(name, c):
         given(positions="learned", mlp="swiglu", bias=True, d_head=24, d_mlp=80),
         given(positions="learned", tie_output=True),
         given(d_input=24, d_output=32, n_layers=3, norm="rmsnorm"),
+        given(d_input=24, d_output=32, n_experts=4, mlp="swiglu", parametrization="mup", base_width=16),
+        given(n_experts=4, bias=True, qk_norm=True, n_kv_heads=2),
     ],
     ids=str,
 )
