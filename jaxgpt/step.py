@@ -13,7 +13,7 @@ import optax
 from jax import Array
 
 from jaxgpt.config import OptimizerConfig, RunConfig
-from jaxgpt.optimizer import Hparams, ema_update, learning_rate, optimizer
+from jaxgpt.optimizer import Hparams, ema_init, ema_update, learning_rate, optimizer
 
 CHUNK = 128  # most steps in one dispatch: the length of the metrics buffer
 LOSS_KEY = 1  # folded into a batch's key for the randomness of its loss
@@ -94,7 +94,7 @@ def first_state(program: Program, h: Hparams, params: Any) -> TrainState:
     params = jax.tree.map(jnp.array, params)
     opt_state = _moments(program, h, params)
     # Four arrays, not one four times: `advance` donates its state, and a buffer can be donated once.
-    ema = None if program.optimizer.ema is None else jax.tree.map(jnp.array, params)
+    ema = None if program.optimizer.ema is None else ema_init(params)
     return TrainState(params, opt_state, ema, *(jnp.zeros((), jnp.int32) for _ in range(4)))
 
 

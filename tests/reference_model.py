@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 
-
 OUTPUT = ("unembed", "read_out")
 
 
