@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make test-slow · make clean     Each sets up .venv by itself.
+# make demo · make test · make lint · make test-slow · make test-hf · make clean     Each sets up .venv by itself.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,12 +9,13 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 FOUND = $(shell $(or $(PYTHON),python3) --version 2>&1 | head -n 1)
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-hf lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train a sweep of language models on real text and plot its scaling law (minutes on 2 cores)"
 	@echo "make test       the tests (minutes);  make test-slow: reproductions and endurance tests"
+	@echo "make test-hf    parity with the transformers package (installs torch)"
 	@echo "make lint       style and types;      make clean: removes .venv and caches, never results"
 
 demo: $(VENV)/.demo-is-set-up
@@ -25,6 +26,12 @@ test: $(VENV)/.test-is-set-up
 
 test-slow: $(VENV)/.test-is-set-up
 	$(BIN)/python -m pytest -m slow
+
+# Parity with the transformers package, in an environment of its own: torch is large.
+test-hf:
+	@$(MAKE) --no-print-directory VENV=.venv-hf .venv-hf/.test-is-set-up
+	@.venv-hf/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test-hf]'
+	.venv-hf/bin/python -m pytest tests/test_huggingface.py
 
 lint: $(VENV)/.test-is-set-up
 	$(BIN)/ruff check .
@@ -50,5 +57,5 @@ $(VENV)/.test-is-set-up: $(VENV)/.demo-is-set-up
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -exec rm -rf {} +
+	rm -rf $(VENV) .venv-hf .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -exec rm -rf {} +
