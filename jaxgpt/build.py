@@ -13,8 +13,9 @@ from flax import nnx
 
 from jaxgpt.config import ModelConfig
 from jaxgpt.model import Transformer
+from jaxgpt.recurrent import Recurrent
 
-MODULES = {"transformer": Transformer}
+MODULES = {"transformer": Transformer, "lstm": Recurrent, "rnn": Recurrent}
 
 # Standard deviation of the normal distribution that a parameter starts from, by the end of its name.
 # fan_in is the number of rows of a matrix. Norm scales start at 1, biases at 0.
@@ -32,6 +33,8 @@ INIT_STD: dict[str, Callable[[ModelConfig, int], float]] = {
     # What writes to the residual stream, so that 2 L such additions leave its variance at order 1 (GPT-2).
     "attention.out.kernel": lambda c, fan_in: fan_in**-0.5 * (2 * c.n_layers) ** -0.5,
     "down.kernel": lambda c, fan_in: fan_in**-0.5 * (2 * c.n_layers) ** -0.5,
+    "dense_i.kernel": lambda c, fan_in: fan_in**-0.5,  # of a recurrent cell: from its input, and from its state
+    "dense_h.kernel": lambda c, fan_in: fan_in**-0.5,
     # Its output does not grow with width, so under muP it starts smaller (Yang et al. 2022, table 8).
     "router.kernel": lambda c, fan_in: (fan_in * c.width_ratio) ** -0.5,
     "unembed.kernel": lambda c, fan_in: 0.02,  # small logits: the first loss is close to ln V

@@ -33,6 +33,7 @@ from jax import Array
 
 from jaxgpt import parts
 from jaxgpt.config import BadInput, ModelConfig
+from jaxgpt.mixture import Mixture
 from jaxgpt.parts import linear
 from jaxgpt.taps import Replacement, Tap, Taps
 
@@ -233,12 +234,7 @@ class Block(nnx.Module):
         self.attention_norm = parts.norm(c)
         self.attention = Attention(c)
         self.mlp_norm = parts.norm(c) if c.mlp != "none" else parts.identity
-        if c.n_experts is not None:
-            from jaxgpt.mixture import Mixture
-
-            self.mlp = Mixture(c)
-        else:
-            self.mlp = None if c.mlp == "none" else MLP(c)
+        self.mlp = None if c.mlp == "none" else MLP(c) if c.n_experts is None else Mixture(c)
 
     def __call__(
         self,
@@ -275,7 +271,9 @@ class Block(nnx.Module):
 
 
 class Cache(NamedTuple):
-    """What decoding remembers: how many positions it has seen, and each layer's keys and values (stacked if scanned)."""
+    """What decoding remembers: how many positions it has seen, and each layer's keys and values (a recurrent one's
+    carry), stacked if scanned.
+    """
 
     length: Array  # int32
     layers: Any

@@ -541,6 +541,7 @@ ALL_OPTIONS = [
     given(positions="learned", mlp="swiglu", bias=True), given(norm="rmsnorm", mlp="relu", tie_output=True),
     given(d_input=5, d_output=2, bias=True, norm="none"), given(mlp="none", scan_layers=True),
     given(qk_norm=True, n_kv_heads=1, n_experts=3, bias=True), given(n_experts=2, mlp="swiglu", scan_layers=True),
+    given(architecture="lstm"), given(architecture="rnn", bias=True, tie_output=True),
 ]  # fmt: skip
 
 
@@ -564,7 +565,7 @@ def expected_std(name, c):
         "read_out": (c.d_model / wider) ** -0.5, "attention.query": c.d_model**-0.5, "attention.key": c.d_model**-0.5,
         "attention.value": c.d_model**-0.5, "mlp.up": c.d_model**-0.5, "mlp.gate": c.d_model**-0.5,
         "attention.out": (c.n_heads * c.head_width) ** -0.5 * residual, "mlp.down": c.mlp_width**-0.5 * residual,
-        "mlp.router": (c.d_model * wider) ** -0.5,
+        "mlp.router": (c.d_model * wider) ** -0.5, "cell.dense_i": c.d_model**-0.5, "cell.dense_h": c.d_model**-0.5,
     }[last_two]  # fmt: skip
 
 
@@ -576,6 +577,7 @@ def expected_std(name, c):
         given(d_input=24, d_output=32, n_layers=3, norm="rmsnorm"),
         given(d_input=24, d_output=32, n_experts=4, mlp="swiglu", parametrization="mup", base_width=16),
         given(n_experts=4, bias=True, qk_norm=True, n_kv_heads=2),
+        given(architecture="lstm"),
     ],
     ids=str,
 )
