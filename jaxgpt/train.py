@@ -22,6 +22,7 @@ from jaxgpt import checkpoint, flops, store
 from jaxgpt.config import RunConfig, TrainConfig, flatten, run_id, to_dict
 from jaxgpt.optimizer import Hparams, hparams
 from jaxgpt.parts import compute_dtype
+from jaxgpt.profile import mfu
 from jaxgpt.step import CHUNK, Program, Task, TrainState, advance, evaluate, first_state, init_state, program
 
 SECONDS_PER_DISPATCH = 0.5  # how long Ctrl-C may have to wait
@@ -346,11 +347,13 @@ def _finish(
     curve = store.read_curve(run.folder, run.id)
     last = curve[-1] if curve and status == "done" else {}
     counts, transformer = _parameters(run, state)
+    device = jax.devices()[0].device_kind
     row = {
         "run_id": run.id,
         "status": status,
         "params_total": counts.total,
         "params_non_embedding": counts.non_embedding,
+        "params_active": counts.active,
         "tokens": corpus_tokens,
         "flops_6nd": flops.flops_6nd(counts.total, corpus_tokens),
         "flops_exact": flops.flops_exact(c.model, corpus_tokens, attention="causal") if transformer else None,
@@ -362,7 +365,8 @@ def _finish(
         "rollbacks": int(state.retry),
         "wall_seconds": round(seconds, 3),
         "tokens_per_second": speed.mean(),
-        "device": jax.devices()[0].device_kind,
+        "mfu": mfu(c, speed.mean(), device, compute_dtype(c.model)) if transformer else None,
+        "device": device,
         "corpus_sha256": run.source.identity,
         # Of a run that went on under other versions, all of them: "a1b2+c3d4".
         "code_version": store.joined(p["code_version"] for p in trained_by),
