@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 from jaxgpt.config import BadInput, ModelConfig, RunConfig, override
 
 if TYPE_CHECKING:
-    from jaxgpt.launch import product, sweep, zipped
     from jaxgpt.build import create
+    from jaxgpt.launch import product, sweep, zipped
+    from jaxgpt.sample import generate
     from jaxgpt.store import load
+    from jaxgpt.trained import load_model
 
-__all__ = ["BadInput", "ModelConfig", "RunConfig", "create", "load", "override", "product", "sweep", "zipped"]
+__all__ = ["BadInput", "ModelConfig", "RunConfig", "create", "generate", "load", "load_model", "override", "product",
+           "sweep", "zipped"]  # fmt: skip
 
-_WHERE = {"product": "launch", "sweep": "launch", "zipped": "launch", "create": "model", "load": "store"}
+_WHERE = {"create": "build", "generate": "sample", "load": "store", "load_model": "trained",
+          "product": "launch", "sweep": "launch", "zipped": "launch"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

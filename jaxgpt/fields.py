@@ -212,6 +212,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type: `int | None` -> (int, NoneType)."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
