@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jaxgpt.config import RunConfig, fields, from_dict
 
+if TYPE_CHECKING:
+    from jaxgpt.profile import Profile
+
 
 def unfinished(folder: Path) -> Iterator[dict[str, Any]]:
     """Rows for the runs that a sweep folder plans and has not finished."""
-    from jaxgpt import lease, store
+    from jaxgpt import store
 
     for run_id, run in store.planned(folder).items():
         if store.read_row(folder, run_id, warn=lambda _: None):  # the table has warned already
             continue
         config, curve = from_dict(run["config"], RunConfig), store.read_curve(folder, run_id)
-        status = "under way" if lease.holder(folder, run_id) else "stopped" if curve else "to do"
-        if curve:
-            status += f" at step {curve[-1]['step']:,} of {config.train.steps:,}"
-        yield planned_row(run_id, config, status)
+        yield planned_row(run_id, config, status(folder, run_id, config, curve))
+
+
+def status(folder: Path, run_id: str, config: RunConfig, curve: Sequence[dict[str, Any]]) -> str:
+    """How a run without a row stands, as in "stopped at step 1,000 of 2,000"."""
+    from jaxgpt import lease
+
+    words = "under way" if lease.holder(folder, run_id) else "stopped" if curve else "to do"
+    return words + (f" at step {curve[-1]['step']:,} of {config.train.steps:,}" if curve else "")
 
 
 def planned_row(run_id: str, config: RunConfig, status: str) -> dict[str, Any]:
@@ -35,6 +43,7 @@ def planned_row(run_id: str, config: RunConfig, status: str) -> dict[str, Any]:
     sizes: dict[str, float] = {
         "params_total": n.total,
         "params_non_embedding": n.non_embedding,
+        "params_active": n.active,
         "tokens": config.tokens,
     }
     sizes["flops_6nd"] = flops.flops_6nd(n.total, config.tokens)
@@ -48,20 +57,20 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
     """Runs for people: id, state, the settings in which they differ, N, D, C, loss, time."""
     from analysis.plots import short
 
-    differ = [f.path for f in fields(RunConfig) if len({_setting(row.get(f.path)) for row in rows}) > 1]
+    differ = [f.path for f in fields(RunConfig) if len({setting(row.get(f.path)) for row in rows}) > 1]
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("run", lambda row: row["run_id"]),
         ("state", lambda row: row["status"]),
-        *((path.partition(".")[2], lambda row, path=path: _setting(row.get(path))) for path in differ),
+        *((path.partition(".")[2], lambda row, path=path: setting(row.get(path))) for path in differ),
         ("N", lambda row: short(row["params_total"])),
         ("D", lambda row: short(row["tokens"])),
         ("C", lambda row: f"{row['flops_6nd']:.1e}"),
     ]
-    if any(_is_number(row.get("final_loss")) for row in rows):
+    if any(is_number(row.get("final_loss")) for row in rows):
         columns += [
             ("loss", _loss),
-            ("bits/byte", lambda row: _plain(row.get("final_bits_per_byte"), ".3f")),
-            ("seconds", lambda row: _plain(row.get("wall_seconds"), ".1f")),
+            ("bits/byte", lambda row: plain(row.get("final_bits_per_byte"), ".3f")),
+            ("seconds", lambda row: plain(row.get("wall_seconds"), ".1f")),
         ]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, _ in columns:
@@ -74,23 +83,54 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _loss(row: dict[str, Any]) -> str:
-    error = f"±{row['final_loss_sem']:.3f}" if _is_number(row.get("final_loss_sem")) else ""
-    return _plain(row.get("final_loss"), ".3f") + error
+    error = f"±{row['final_loss_sem']:.3f}" if is_number(row.get("final_loss_sem")) else ""
+    return plain(row.get("final_loss"), ".3f") + error
 
 
-def _setting(value: Any) -> str:
+def setting(value: Any) -> str:
     """A setting as one would write it; a table's NaN is a null."""
     if value is None or value != value:
         return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether there is something to print; a table's NaN is a null."""
     return isinstance(value, (int, float)) and value == value
 
 
-def _plain(value: Any, form: str) -> str:
-    return format(value, form) if _is_number(value) else "–"
+def plain(value: Any, form: str) -> str:
+    """A number, or a dash where there is none."""
+    return format(value, form) if is_number(value) else "–"
+
+
+def profile_table(found: Profile) -> Table:
+    """What a step costs, for people."""
+    per_step = found.dispatch_seconds / found.steps_per_dispatch
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_header=False, title_justify="left",
+                  title=f"a step on {found.device}, {found.dtype}")  # fmt: skip
+    compiled = "read from the cache" if found.from_cache else "compiled"
+    steps = f"{found.steps_per_dispatch} step{'s' * (found.steps_per_dispatch > 1)}"
+    unknown = f"no published peak for {found.device} with {found.dtype}"
+    rows = [
+        ("program", f"traced in {found.trace_seconds:.2f} s, {compiled} in {found.compile_seconds:.2f} s"),
+        ("step", f"{1e3 * per_step:.3g} ms, {found.tokens_per_second:,.0f} tokens/s"),
+        ("dispatch", f"{steps} in {1e3 * found.dispatch_seconds:.3g} ms; Python goes on after "
+                     f"{1e3 * found.host_seconds:.3g} ms"),
+        ("device", "the trace names no operation" if found.device_seconds is None else
+                   f"busy {1e3 * found.device_seconds:.3g} ms of a traced step"),
+        ("FLOPs", f"{plain(found.flops_exact, '.3g')} (matrix products, causal); "
+                  f"XLA counts {plain(found.xla_flops, '.3g')}"),
+        ("speed", f"{plain(found.flops_per_second, '.3g')} FLOPs/s; MFU: "
+                  + (unknown if found.mfu is None else f"{100 * found.mfu:.1f} %")),
+        ("memory", ", ".join(f"{name} {bytes / 1e6:,.1f} MB" for name, bytes in found.memory.items())
+                   or "XLA tells no plan"),
+        ("time by kind", ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in found.shares.items())
+                         or "the trace names no operation"),
+    ]  # fmt: skip
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
 
 
 def count(words: Sequence[str]) -> str:

@@ -119,15 +119,28 @@ def discard_after(folder: Path | str, step: int) -> None:
 
 def restore(folder: Path | str, like: Any, step: int) -> tuple[Any, dict[str, Any]]:
     """(state, meta) of one step, as `restore_latest` gives it. Raises BadInput without it, Damaged if not good."""
-    folder = Path(folder)
+    path = _path(Path(folder), step)
+    try:
+        return _load(path, like)
+    except Damaged as error:
+        raise Damaged(f"checkpoint {_name(step)} of {path.parent.name} {error}") from error
+
+
+def check(folder: Path | str, step: int) -> dict[str, Any]:
+    """The meta of a checkpoint of which every file is as it was saved; reads no array. Raises as `restore` does."""
+    path = _path(Path(folder), step)
+    try:
+        return _read_manifest(path)["meta"]
+    except Damaged as error:
+        raise Damaged(f"checkpoint {_name(step)} of {path.parent.name} {error}") from error
+
+
+def _path(folder: Path, step: int) -> Path:
     paths = [path for s, path in _committed(folder) if s == step]
     if not paths:
         there = ", ".join(map(str, steps(folder))) or "none"
         raise BadInput(f"{folder} has no checkpoint of step {step}; there: {there}")
-    try:
-        return _load(paths[0], like)
-    except Damaged as error:
-        raise Damaged(f"checkpoint {_name(step)} of {folder.name} {error}") from error
+    return paths[0]
 
 
 # --- names and commits ---------------------------------------------------------------------------------------------

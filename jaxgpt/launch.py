@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxgpt import flops, lease, store
+from jaxgpt import flops, lease, store, track
 from jaxgpt.config import BadInput, RunConfig, override, run_id, to_dict
 from jaxgpt.optimizer import hparams
 from jaxgpt.progress import Progress
@@ -30,6 +30,8 @@ from jaxgpt.train import Run, Source, Stopped, train
 
 if TYPE_CHECKING:
     import pandas
+
+    from jaxgpt.profile import Profile
 
 Setup = Callable[[RunConfig], Source]
 WAIT_SECONDS = 1.0  # between looks at runs that other processes hold
@@ -92,13 +94,16 @@ def sweep(
     setup: Setup | None = None,
     max_minutes: float | None = None,
     progress: bool = True,
+    trackers: Sequence[str | track.Open] = (),
 ) -> pandas.DataFrame:
     """Trains what is not yet trained and returns the finished runs, one row each, in the order of `configs`.
 
     setup: what a config trains on; default: text, as `tasks.text.reader` says. max_minutes: stop cleanly after about
-    this long; the table then lacks the unfinished runs. Raises BadInput before anything is written, StoreError when
-    the disk is full, and Interrupted on Ctrl-C or SIGTERM once the state is saved.
+    this long; the table then lacks the unfinished runs. trackers: "tensorboard", "wandb" or one of your own, which are
+    sent the curves too, as track.py says. Raises BadInput before anything is written, StoreError when the disk is
+    full, and Interrupted on Ctrl-C or SIGTERM once the state is saved.
     """
+    track.check(trackers)
     _use_compilation_cache()
     runs = plan(configs, folder, setup)
     store.planned(folder)  # refuses a broken sweep.json before anything is written
@@ -109,7 +114,7 @@ def sweep(
         if len(pending) < len(runs):
             shown.say(f"{len(runs) - len(pending)} of them are done already")
         while pending and not stop():
-            left = [run for run in pending if not stop() and not _done(run, stop, shown)]
+            left = [run for run in pending if not stop() and not _done(run, stop, shown, trackers)]
             # Runs that neither finished here nor were stopped are in other hands: look again later.
             if len(left) == len(pending) and not stop():
                 if who := lease.holder(folder, left[0].id):
@@ -118,13 +123,16 @@ def sweep(
                 time.sleep(WAIT_SECONDS)
             pending = left
         finished = [row for run in runs if (row := store.read_row(folder, run.id))]
+        for run in runs if trackers else ():
+            if run.id not in shown.trained and not stop.signum:
+                _track_finished(run, shown, trackers)
     if stop.signum:
         raise Interrupted(stop.signum, f"{len(finished)} of {len(runs)} runs are done; {folder} holds the state")
     table = store.load_runs(folder)
     return table.set_index("run_id", drop=False).loc[[row["run_id"] for row in finished]].reset_index(drop=True)
 
 
-def _done(run: Run, stop: Callable[[], bool], shown: Progress) -> bool:
+def _done(run: Run, stop: Callable[[], bool], shown: Progress, trackers: Sequence[str | track.Open]) -> bool:
     """Trains a run if nobody has and nobody does. True once its row stands."""
     if row := store.read_row(run.folder, run.id):
         shown.finished(run, row, here=False)
@@ -137,12 +145,36 @@ def _done(run: Run, stop: Callable[[], bool], shown: Progress) -> bool:
         if row := store.read_row(run.folder, run.id):
             shown.finished(run, row, here=False)
             return True
+        tracker = track.start(trackers, run.folder, run.id, run.config, shown.say)
+        done: dict[str, Any] | None = None
         try:
-            row = train(run, stop=stop, held=held.held, report=shown.report)
+            row = done = train(run, stop=stop, held=held.held, report=shown.report, log=tracker.log)
         except Stopped:
             return False
+        finally:
+            tracker.finish(done)
     shown.finished(run, row, here=True)
     return True
+
+
+def _track_finished(run: Run, shown: Progress, trackers: Sequence[str | track.Open]) -> None:
+    """Sends what the trackers have not seen of a run that was done before, or by a process without them."""
+    row = store.read_row(run.folder, run.id)
+    if row is not None and (held := lease.acquire(run.folder, run.id)) is not None:
+        with held:
+            track.start(trackers, run.folder, run.id, run.config, shown.say).finish(row)
+
+
+def profile(config: RunConfig, folder: Path | str, *, setup: Setup | None = None) -> Profile:
+    """Times and traces a few steps of a run from a fresh state, whether it is done or not: see profile.py. The trace
+    goes to `<folder>/profile/<run_id>`.
+    """
+    from jaxgpt.profile import profile
+
+    _use_compilation_cache()
+    (run,) = plan([config], folder, setup)
+    store.prepare(folder)
+    return profile(run, run.folder / "profile" / run.id)
 
 
 def record(runs: Sequence[Run]) -> None:

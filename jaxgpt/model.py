@@ -302,9 +302,9 @@ class Transformer(nnx.Module):
         """Outputs [B, T, V] for token ids [B, T] or vectors [B, T, d_input], in the compute dtype.
 
         `key_mask_BxS`, bool: positions where it is False are seen by no query (padding, or the query token of an
-        in-context regression). `segment_BxT`, int: document numbers; a token sees its own document only, and learned
-        and sinusoidal positions start anew in each. `key`: of dropout; without one nothing is dropped.
-        Raises BadInput for a sequence longer than a learned position table.
+        in-context regression). `segment_BxT`, int: document numbers, each one stretch of a row; a token sees its own
+        document only, and learned and sinusoidal positions start anew in each. `key`: of dropout; without one nothing
+        is dropped. Raises BadInput for a sequence longer than a learned position table.
         """
         return self.inspect(inputs, key_mask_BxS, segment_BxT=segment_BxT, key=key)[0]
 

@@ -30,6 +30,7 @@ class Progress:
         self.work = {run.id: flops.flops_exact(run.config.model, run.config.tokens, attention="full") for run in runs}
         self.share = dict.fromkeys(self.work, 0.0)  # of each run that is done
         self.first_share: dict[str, float] = {}  # what was done of it before this process began
+        self.trained: set[str] = set()  # runs that this process brought to their end
         self.began = time.monotonic()
         self.said, self.said_step_at = "", self.began
         self.folder = runs[0].folder
@@ -83,7 +84,9 @@ class Progress:
     def finished(self, run: Run, row: dict[str, Any], *, here: bool) -> None:
         """A run is done: by this process, or by another one meanwhile."""
         self.share[run.id] = 1.0
-        if not here:
+        if here:
+            self.trained.add(run.id)
+        else:
             self.first_share[run.id] = 1.0
         size = f"N={row['params_total']:,} D={row['tokens']:,}"
         if row["status"] == "done":

@@ -104,7 +104,7 @@ def train(
     say = partial(_say, report, run)
     data, (state, seconds_before, trained_by) = run.source.data(), _resume(run, prog, h, say)
     run.source.keep(run.folder)
-    feed = _Feed(run.source.stream, int(h.data_seed))
+    feed = Feed(run.source.stream, int(h.data_seed))
     store.truncate_curve(run.folder, run.id, int(state.step))
     points: list[dict[str, Any]] = []  # of the curve, not yet on disk
     speed = _Speed(t.batch_size * run.config.model.context)
@@ -167,7 +167,7 @@ def _validate(task: Task, state: TrainState, data: Any) -> dict[str, float]:
     return numbers(state.params) | {f"{name}_ema": value for name, value in means.items()}
 
 
-class _Feed:
+class Feed:
     """Batches of a streamed corpus, stacked for a dispatch; always as many, so that one program serves every number."""
 
     def __init__(self, stream: Stream | None, data_seed: int):
@@ -308,7 +308,7 @@ def _points(run: Run, step: int, metrics: dict[str, np.ndarray], state: TrainSta
     t, per_step = run.config.train, run.config.train.batch_size * run.config.model.context
     last = step + len(metrics["train_loss"])
     marked = {last} if last == t.steps or last % eval_every(t) == 0 else set()
-    n = _parameters(run, state)[0].total
+    n = run_parameters(run, state)[0].total
     return [
         {
             "step": i,
@@ -322,7 +322,7 @@ def _points(run: Run, step: int, metrics: dict[str, np.ndarray], state: TrainSta
     ]
 
 
-def _parameters(run: Run, state: TrainState) -> tuple[flops.Parameters, bool]:
+def run_parameters(run: Run, state: TrainState) -> tuple[flops.Parameters, bool]:
     """N, and whether the model is `config.model`'s transformer. A task may train another one: then all its parameters
     count, by either convention.
     """
@@ -346,7 +346,7 @@ def _finish(
     c, corpus_tokens = run.config, run.config.tokens
     curve = store.read_curve(run.folder, run.id)
     last = curve[-1] if curve and status == "done" else {}
-    counts, transformer = _parameters(run, state)
+    counts, transformer = run_parameters(run, state)
     device = jax.devices()[0].device_kind
     row = {
         "run_id": run.id,

@@ -51,7 +51,7 @@ class LinearRegression:
         x_BxK = jax.random.normal(key, (self.batch_size, 2))
         return x_BxK, x_BxK @ data["slope"] + data["offset"]
 
-    def loss(self, params, batch, key):
+    def loss(self, params, batch, _key):
         x_BxK, y_B = batch
         error_B = x_BxK @ params["slope"] + params["offset"] - y_B
         return (error_B**2).sum(), jnp.float32(len(y_B))  # the sum, and how many it is a sum of
@@ -457,7 +457,7 @@ def test_a_disk_that_fills_up_is_said_and_a_later_call_goes_on(configs, undistur
         ({"model.vocab_size": 100}, "model.vocab_size=100 is too small for bytes"),
         ({"model.d_model": 10**6}, r"model.d_model=1000000, .* needs at least [\d,.]+ GB and the device has"),
         ({"model.param_dtype": "float64"}, "needs JAX_ENABLE_X64=1"),
-        ({"train.seed": 2**32}, "train.seed=4294967296 is not allowed; it must be below"),
+        ({"train.seed": 2**32}, "train.seed=4294967296 is not allowed; it must be a whole number"),
         ({"train.data_seed": 2**40}, "train.data_seed=1099511627776 is not allowed"),
         ({"data.corpus": "/not/there"}, "data.corpus=/not/there is not there"),
         ({"model.context": 50_000}, "is too short"),

@@ -13,8 +13,8 @@ import pytest
 from jaxgpt import RunConfig, checkpoint, override, parts, store
 from jaxgpt.launch import plan, sweep
 from jaxgpt.optimizer import hparams
-from jaxgpt.tasks.text import TextTask
 from jaxgpt.step import CHUNK, _moments, advance, data_key, init_state, mean_loss_and_gradient, program
+from jaxgpt.tasks.text import TextTask
 from jaxgpt.train import Run, Source, Stopped, provenance, rollback_every, train
 
 KEY = jax.random.key(0)
@@ -48,7 +48,7 @@ class Regression:
         bad_B = bad & (jnp.arange(self.batch_size) == self.batch_size - 1)  # one sequence of the batch is enough
         return {"x": x_BxK, "y": x_BxK @ data.truth_K, "bad": bad_B, "weight": jnp.ones(self.batch_size)}
 
-    def loss(self, params, batch, key):
+    def loss(self, params, batch, _key):
         if self.fails == "batch":
             batch = batch | {"x": jnp.where(batch["bad"][:, None], self.value, batch["x"])}
         error_B = batch["x"] @ params["kernel"] + params["bias"] - batch["y"]
@@ -122,10 +122,12 @@ def final(run):
 
 
 def assert_equals_large_batch(task, params, batch, tolerance):
-    whole = jax.jit(partial(mean_loss_and_gradient, task, key=KEY, microbatches=1), compiler_options=QUICK)(params, batch)
+    whole = jax.jit(partial(mean_loss_and_gradient, task, key=KEY, microbatches=1), compiler_options=QUICK)(
+        params, batch
+    )
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(whole[-1]))
-    for parts in (2, 4):
-        step = jax.jit(partial(mean_loss_and_gradient, task, key=KEY, microbatches=parts), compiler_options=QUICK)
+    for cuts in (2, 4):
+        step = jax.jit(partial(mean_loss_and_gradient, task, key=KEY, microbatches=cuts), compiler_options=QUICK)
         for got, expected in zip(jax.tree.leaves(step(params, batch)), jax.tree.leaves(whole), strict=True):
             assert got.dtype == expected.dtype
             np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * scale)
@@ -157,8 +159,8 @@ def test_microbatches_of_unequal_weights_equal_the_large_batch(dtype, tolerance)
 
 def test_a_run_in_microbatches_ends_where_the_run_of_large_batches_ends(tmp_path):
     ends = []
-    for parts in (1, 2):
-        run = one_run(tmp_path / str(parts), settings={"microbatches": parts})
+    for cuts in (1, 2):
+        run = one_run(tmp_path / str(cuts), settings={"microbatches": cuts})
         train(run)
         ends.append(checkpoint.restore_latest(run.checkpoints, None)[0]["params"]["kernel"])
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-4)

@@ -175,10 +175,6 @@ class TextTask:
                 f"model.vocab_size={self.model.vocab_size} is too small for {what}{' and a mask' if masked else ''}; "
                 f"it must be at least {self.tokens + masked}"
             )
-        if self.document_mask and self.model.architecture != "transformer":
-            raise BadInput(
-                f"data.document_mask=true needs model.architecture=transformer, not {self.model.architecture}"
-            )
         parts.dtypes(self.model)  # refuses float64 where JAX runs without x64; `graphdef` would ask only once
 
     @property

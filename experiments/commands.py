@@ -1,0 +1,267 @@
+"""What each sub-command of `jaxgpt` does. Numbers go to stdout, progress and notes to stderr."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.flags import Diff, Export, List, Reproduce, Runs, Sample, Show, Sweep, Train
+from experiments.interrupt import ending_at_once
+from experiments.settings import configs, settings_of
+from experiments.tables import LEGEND, count, planned_row, profile_table, runs_table, unfinished
+from jaxgpt.config import BadInput, RunConfig, override, parse_settings
+
+UNFINISHED = 75  # EX_TEMPFAIL: what asks to be run again
+
+
+def list_(flags: List, console: Console) -> None:
+    """`jaxgpt list`."""
+    from experiments.claims import false_verdicts_by_chance
+    from experiments.registry import papers
+    from experiments.reproduction import outcome_folder
+    from jaxgpt import store
+
+    table, rows = Table(), []
+    for column in ("paper", "what", "scales", "state"):
+        table.add_column(column, overflow="fold")
+    for paper in papers().values():
+        verdicts = {}
+        for scale in paper.takes:
+            path = outcome_folder(flags.results, paper.name, scale) / "claims.json"
+            if path.exists():
+                verdicts[scale] = [claim["verdict"] for claim in store.read_json(path)]
+        state = "\n".join(f"{scale}: {count(found)}" for scale, found in verdicts.items()) or "not run yet"
+        scales = "\n".join(f"{scale}: {takes}" for scale, takes in paper.takes.items())
+        table.add_row(paper.name, f"{paper.title} ({paper.source})", scales, state)
+        rows.append({"name": paper.name, "title": paper.title, "source": paper.source, "takes": dict(paper.takes),
+                     "verdicts": verdicts})  # fmt: skip
+    claims = [claim for paper in papers().values() for claim in paper.claims]
+    chance = false_verdicts_by_chance(claims)
+    console.print(table)
+    console.print(
+        f"{len(claims)} claims; at their interval levels at most {chance:.1f} verdicts are false by chance, on average"
+    )
+    _write(flags.json, {"papers": rows, "claims": len(claims), "false_verdicts_by_chance": chance})
+
+
+def reproduce(flags: Reproduce, console: Console) -> None:
+    """`jaxgpt reproduce`."""
+    with ending_at_once():
+        from experiments.registry import find
+        from experiments.reproduction import reproduce, show
+
+        find(flags.name)  # an unknown name is refused at once
+        import jaxgpt.launch  # noqa: F401
+    done = reproduce(flags.name, flags.scale, results=flags.results, max_minutes=flags.max_minutes)
+    outcome = done.outcome
+    numbers = {"name": flags.name, "scale": flags.scale, "claims": done.claims, **outcome.numbers}
+    tables = {"summary": outcome.summary.to_dict("records"), "figures": [str(path) for path in outcome.figures]}
+    _write(flags.json, numbers | tables)
+    show(done, console)
+
+
+def train(flags: Train, console: Console) -> int:
+    """`jaxgpt train`."""
+    config = override(RunConfig(), settings_of(flags.config) | parse_settings(flags.settings))
+    _check_trackers(flags.track)
+    with ending_at_once():
+        from jaxgpt import launch
+        from jaxgpt.tasks import text
+    setup = text.reader()  # one for all: it reads a corpus, and says what it thinks of it, once
+    if flags.profile:
+        found = launch.profile(config, flags.out, setup=setup)
+        console.print(profile_table(found))
+        console.print(f"trace: {found.trace} (tensorboard or xprof --logdir, or its .json.gz in ui.perfetto.dev)",
+                      soft_wrap=True)  # fmt: skip
+    rows, code = _sweep([config], flags, setup)
+    _write(flags.json, rows[0] if rows else None)
+    if rows:
+        console.print(runs_table(rows))
+        console.print(LEGEND)
+    console.print(f"row, curve and checkpoints: {flags.out}", soft_wrap=True)
+    return code
+
+
+def sweep(flags: Sweep, console: Console) -> int:
+    """`jaxgpt sweep`."""
+    wanted = configs(settings_of(flags.config), parse_settings(flags.settings), flags.zip)
+    _check_trackers(flags.track)
+    if flags.dry_run:
+        _dry_run(wanted, flags, console)
+        return 0
+    with ending_at_once():
+        from jaxgpt.tasks import text
+    rows, code = _sweep(wanted, flags, text.reader())
+    _write(flags.json, rows)
+    if rows:
+        console.print(runs_table(rows))
+        console.print(LEGEND)
+    console.print(f"rows, curves and checkpoints: {flags.out}", soft_wrap=True)
+    return code
+
+
+def runs(flags: Runs, console: Console) -> None:
+    """`jaxgpt runs`."""
+    from jaxgpt import store
+
+    folders = flags.folders or sorted(path.parent for path in Path("results/raw").glob("**/sweep.json"))
+    if not folders:
+        raise BadInput("there are no runs below results/raw; `jaxgpt sweep` or `jaxgpt reproduce` makes some")
+    everything: dict[str, list[dict[str, Any]]] = {}
+    for folder in folders:
+        rows = store.load(folder, _warn)[0].to_dict("records")
+        rows += [row for row in unfinished(folder) if row["run_id"] not in {done["run_id"] for done in rows}]
+        everything[str(folder)] = rows
+    # Before anything is printed: the reader of our output may go (`jaxgpt runs --json FILE | head`).
+    _write(flags.json, everything)
+    for folder, rows in everything.items():
+        console.print(f"\n{folder}: {count([row['status'] for row in rows])}", soft_wrap=True)
+        console.print(runs_table(rows))
+    console.print(LEGEND)
+
+
+def export(flags: Export, console: Console) -> None:
+    """`jaxgpt export`."""
+    from jaxgpt import store
+
+    if flags.file.suffix not in (".csv", ".parquet"):
+        raise BadInput(f"file={flags.file} is not allowed; its name must end in .csv or .parquet")
+    target("file", flags.file)
+    table = store.load(flags.folder, _warn)[1 if flags.curves else 0]
+    data = io.BytesIO()
+    if flags.file.suffix == ".csv":
+        table.to_csv(data, index=False, lineterminator="\n")
+    else:
+        table.to_parquet(data, index=False)
+    store.write_bytes(flags.file, data.getvalue())
+    console.print(f"{len(table)} rows, {len(table.columns)} columns: {flags.file}", soft_wrap=True)
+
+
+def show(flags: Show, console: Console) -> None:
+    """`jaxgpt show`."""
+    from experiments import lookback
+
+    seen = lookback.look(flags.run, flags.results)
+    _write(flags.json, seen)
+    lookback.print_run(seen, console)
+
+
+def diff(flags: Diff, console: Console) -> None:
+    """`jaxgpt diff`."""
+    from experiments import lookback
+
+    a, b = (lookback.look(run, flags.results) for run in (flags.run_a, flags.run_b))
+    compared = lookback.compare(a, b)
+    _write(flags.json, compared)
+    lookback.print_comparison(compared, console)
+
+
+def sample(flags: Sample, console: Console) -> None:
+    """`jaxgpt sample`. The text goes to stdout as it is made."""
+    with ending_at_once():
+        from jaxgpt.sample import generate
+        from jaxgpt.trained import load_model
+    trained = load_model(flags.run, flags.results, flags.ema, _warn)
+    tokenizer, prompt = trained.tokenizer, os.fsencode(flags.prompt)
+    # Between documents stands the separator: what follows it is how one begins.
+    ids = tokenizer.encode(prompt).tolist() if prompt else [tokenizer.separator]
+    tokens = generate(trained.model, ids, max_tokens=flags.max_tokens, temperature=flags.temperature,
+                      top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed, stop=tokenizer.separator)  # fmt: skip
+    made, text = [], codecs.getincrementaldecoder("utf-8")("replace")
+    console.file.write(flags.prompt)
+    for token in tokens:
+        made.append(token)
+        console.file.write(text.decode(tokenizer.decode([token])))
+        console.file.flush()
+    console.file.write(text.decode(b"", final=True) + "\n")
+    said = tokenizer.decode(made).decode(errors="replace")
+    _write(flags.json, {"run": flags.run, "step": trained.step, "prompt": flags.prompt, "text": said, "tokens": made})
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------
+
+
+def _check_trackers(names: tuple[str, ...]) -> None:
+    if names:
+        from jaxgpt import track
+
+        track.check(names)
+
+
+def _sweep(configs: list[RunConfig], flags: Train | Sweep, setup: Any) -> tuple[list[dict[str, Any]], int]:
+    """The finished runs' rows, and the exit code. Says so when the time was up before all were done."""
+    from jaxgpt.launch import plan, sweep
+
+    table = sweep(configs, flags.out, setup=setup, max_minutes=flags.max_minutes, trackers=flags.track)
+    rows, planned = table.to_dict("records"), len(plan(configs, flags.out, setup))
+    if len(rows) == planned:
+        return rows, 0
+    sys.stderr.write(f"time is up: {len(rows)} of {planned} runs are done; the same command goes on\n")
+    return rows, UNFINISHED
+
+
+def _dry_run(configs: list[RunConfig], flags: Sweep, console: Console) -> None:
+    from jaxgpt import store
+    from jaxgpt.launch import estimate_seconds, plan
+    from jaxgpt.progress import duration
+
+    if flags.out.exists() and not flags.out.is_dir():
+        raise BadInput(f"--out {flags.out} is a file; a folder is needed")
+    planned = plan(configs, flags.out)
+    status = {run.id: "done" if store.read_row(run.folder, run.id) else "to do" for run in planned}
+    rows = [planned_row(run.id, run.config, status[run.id]) for run in planned]
+    seconds = estimate_seconds(planned)
+    console.print(runs_table(rows))
+    console.print(LEGEND)
+    console.print(f"{count(list(status.values()))}; what is to do takes about {duration(seconds)} (a rough estimate)")
+    _write(flags.json, {"runs": rows, "estimated_seconds": seconds})
+
+
+def version() -> str:
+    """One line: jaxgpt's version, the code's, and those of the packages that the numbers depend on."""
+    from importlib.metadata import version
+
+    from jaxgpt import store
+
+    packages = ", ".join(f"{name} {found}" for name, found in store.package_versions().items())
+    return f"jaxgpt {version('jaxgpt')} (code {store.code_version()}; {packages})"
+
+
+def target(name: str, path: Path | None) -> None:
+    """Raises BadInput, before any work, for a file that could not be written at the end."""
+    if path is not None and path.is_dir():
+        raise BadInput(f"{name}={path} is a folder; it must be a file")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise BadInput(f"{name}={path} is not allowed; there is no folder {path.absolute().parent}")
+
+
+def _warn(line: str) -> None:
+    sys.stderr.write(f"jaxgpt: {line}\n")
+
+
+def _write(path: Path | None, numbers: Any) -> None:
+    from jaxgpt import store
+
+    if path is not None:
+        store.write_json(path, numbers)
+
+
+COMMANDS: dict[type, tuple[str, Callable[[Any, Console], int | None]]] = {
+    List: ("list", list_),
+    Reproduce: ("reproduce", reproduce),
+    Train: ("train", train),
+    Sweep: ("sweep", sweep),
+    Runs: ("runs", runs),
+    Show: ("show", show),
+    Diff: ("diff", diff),
+    Sample: ("sample", sample),
+    Export: ("export", export),
+}

@@ -1,0 +1,185 @@
+"""The flags of each sub-command of `jaxgpt`: one frozen dataclass each, whose docstrings are the help texts."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from experiments.registry import Scale
+
+OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Settings = Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="[FIELD=VALUE ...]", help_behavior_hint="")]
+Zips = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD,FIELD")]
+
+
+def _minutes(words: list[str]) -> float:
+    with contextlib.suppress(ValueError):
+        if float(words[0]) >= 0:
+            return float(words[0])
+    raise ValueError(f"{words[0]} is not allowed; it must be a number of minutes, 0 or more")
+
+
+Minutes = Annotated[float | None, tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1, metavar="MINUTES", instance_from_str=_minutes, str_from_instance=lambda minutes: [str(minutes)],
+    is_instance=lambda minutes: minutes is None or isinstance(minutes, float),
+)]  # fmt: skip
+
+
+def _trackers(words: list[str]) -> tuple[str, ...]:
+    return tuple(words[0].split(","))
+
+
+Trackers = Annotated[tuple[str, ...], tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1, metavar="TRACKER", instance_from_str=_trackers, str_from_instance=lambda names: [",".join(names)],
+    is_instance=lambda names: isinstance(names, tuple),
+)]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class List:
+    """The papers, what each takes, and what has come out so far."""
+
+    results: Path = Path("results")
+    """folder of the results"""
+    json: OptionalFile = None
+    """write the same here, for machines"""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train what a paper needs, measure, and print its claims with verdicts. Goes on where it was stopped."""
+
+    name: Annotated[Positional[str], tyro.conf.arg(metavar="PAPER")]
+    """a paper; `jaxgpt list` shows all"""
+    scale: Scale = "laptop"
+    """smoke: seconds; laptop: minutes on 2 CPU cores; paper: the paper's own sizes, for accelerators"""
+    results: Path = Path("results")
+    """folder of the results"""
+    max_minutes: Minutes = None
+    """stop cleanly after about so long (exit code 75 if not all is done); the same command goes on"""
+    json: OptionalFile = None
+    """write the same numbers here, for machines"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one run. Settings are field=value, for example model.d_model=64."""
+
+    settings: Settings = ()
+    """field=value, for example model.d_model=64; all fields stand at the end of this page"""
+    config: OptionalFile = None
+    """a JSON file to start from, e.g. {"model": {"d_model": 64}}; settings come after it"""
+    out: Path = Path("results/raw/train")
+    """folder for the run's row, curve and checkpoints"""
+    max_minutes: Minutes = None
+    """stop cleanly after about so long (exit code 75 if not all is done); the same command goes on"""
+    track: Trackers = ()
+    """log to tensorboard, wandb or both (tensorboard,wandb) while it trains"""
+    profile: bool = False
+    """first time and trace a few steps: where a step's time goes, memory, share of the device's peak"""
+    json: OptionalFile = None
+    """write the run's row here"""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train every combination of settings. A list of values is an axis: model.d_model=32,64 train.steps=200,400."""
+
+    settings: Settings = ()
+    """field=value, or field=value,value,... for an axis; all fields stand at the end of this page"""
+    zip: Zips = ()
+    """axes that go side by side instead of in all combinations, e.g. --zip model.d_model,model.n_heads"""
+    config: OptionalFile = None
+    """a JSON file to start from, e.g. {"model": {"d_model": 64}}; settings come after it"""
+    out: Path = Path("results/raw/sweep")
+    """folder for rows, curves and checkpoints; runs that are done there are not done again"""
+    dry_run: bool = False
+    """only print the runs with N, D, C and the estimated time"""
+    max_minutes: Minutes = None
+    """stop cleanly after about so long (exit code 75 if not all is done); the same command goes on"""
+    track: Trackers = ()
+    """log to tensorboard, wandb or both (tensorboard,wandb) while it trains"""
+    json: OptionalFile = None
+    """write the rows (or, with --dry-run, the plan) here"""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """A table of the runs on disk: done, under way, and still to do."""
+
+    folders: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[FOLDER ...]", help_behavior_hint="")] = ()
+    """sweep folders; none: all below results/raw"""
+    json: OptionalFile = None
+    """write the rows here"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run table to a .csv or .parquet file, one row per run."""
+
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """a sweep folder, for example results/raw/demo/laptop"""
+    file: Annotated[Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """where to: a name that ends in .csv or .parquet"""
+    curves: bool = False
+    """the training curves instead, one row per logged step"""
+
+
+RunName = Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
+
+
+@dataclass(frozen=True)
+class Show:
+    """One run, finished or not: its settings, sizes, versions, curve, validations and last checkpoint."""
+
+    run: RunName
+    """a run's id or the beginning of it, as `jaxgpt runs` shows; also FOLDER/ID"""
+    results: Path = Path("results/raw")
+    """folder below which the run is sought"""
+    json: OptionalFile = None
+    """write the same here, for machines"""
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Two runs side by side: where settings and versions differ, and the losses at the steps that both logged."""
+
+    run_a: Annotated[Positional[str], tyro.conf.arg(metavar="RUN_A")]
+    """a run's id or the beginning of it; also FOLDER/ID"""
+    run_b: Annotated[Positional[str], tyro.conf.arg(metavar="RUN_B")]
+    """the other run"""
+    results: Path = Path("results/raw")
+    """folder below which the runs are sought"""
+    json: OptionalFile = None
+    """write the same here, for machines"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Text from a run's model, as its last checkpoint holds it, token by token."""
+
+    run: RunName
+    """a run's id or the beginning of it, as `jaxgpt runs` shows; also FOLDER/ID"""
+    prompt: str = ""
+    """what the text begins with; nothing: the beginning of a document"""
+    max_tokens: int = 200
+    """how many tokens to add at most; the end of a document ends the text too"""
+    temperature: float = 1.0
+    """below 1: likelier tokens; 0: always the likeliest"""
+    top_k: int | None = None
+    """draw from so many of the likeliest tokens"""
+    top_p: float | None = None
+    """draw from the likeliest tokens that together have this probability"""
+    seed: int = 0
+    """the same seed gives the same text"""
+    ema: bool = False
+    """the running mean of the parameters (optimizer.ema) instead of the last ones"""
+    results: Path = Path("results/raw")
+    """folder below which the run is sought"""
+    json: OptionalFile = None
+    """write prompt, text and token ids here"""

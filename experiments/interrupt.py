@@ -1,0 +1,32 @@
+"""Ctrl-C and SIGTERM while nothing is at stake yet: the process ends at once, with a line instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """For imports, which write nothing: an exception raised inside one may be swallowed by an extension module, or
+    leave a package half imported, so there is none.
+    """
+    # Only the main thread may set handlers; in another one the caller's stand.
+    signals = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    before = {signum: signal.signal(signum, _end) for signum in signals}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _end(signum: int, _frame: Any) -> None:
+    os.write(2, b"\njaxgpt: stopped; the same command goes on\n")
+    os._exit(128 + signum)
