@@ -21,8 +21,9 @@ help:
 demo: $(VENV)/.demo-is-set-up
 	@$(BIN)/jaxgpt reproduce demo
 
+# A file at a time to each core, so that what a file sets up is set up once.
 test: $(VENV)/.test-is-set-up
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(VENV)/.test-is-set-up
 	$(BIN)/python -m pytest -m slow

@@ -75,7 +75,7 @@ def scaling_figure(
         left.set_xlabel(f"training compute C = 6ND (FLOPs; N counts {counting})")
         _draw_tokens(right, runs, fit, styles)
         right.tick_params(axis="y", labelleft=True)
-        return _save(figure, path_stem)
+        return save(figure, path_stem)
 
 
 def _draw_compute(axes, runs, seen, fit, styles) -> None:
@@ -162,7 +162,7 @@ def _loss_axis(axes, low: float, high: float) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.10g}")
 
 
-def _save(figure, path_stem) -> list[Path]:
+def save(figure, path_stem) -> list[Path]:
     """Write PNG and SVG beside each other, each under a temporary name first; returns their paths."""
     stem = Path(path_stem)
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -72,7 +72,7 @@ class ModelConfig:
         0.0, "share of units zeroed in training: embedding, attention pattern, what a block adds", low=0.0, below=1.0
     )
     parametrization: Literal["standard", "mup"] = field(
-        "standard", "mup: initial scales and rates by width, so that the best rate stays put (see optimizer.py)"
+        "standard", "mup: scales and rates by width, so that the best rate stays put; for a fixed n_heads, or a fixed d_head"
     )
     base_width: int = field(64, "mup: the d_model at which mup and standard are the same", low=1)
     d_input: int | None = field(None, "width of real input vectors, read in linearly; null: token ids", low=1)
@@ -168,11 +168,12 @@ class ModelConfig:
 
     @property
     def score_scale(self) -> float:
-        """What attention scores are multiplied by: 1 / sqrt(head width), and under muP 1 / head width, equal at the
-        base width (Yang et al. 2022, section 4). Heads of a given d_head do not grow with width, and keep the first.
+        """What the products of queries and keys are multiplied by: for softmax 1 / sqrt(head width), for linear
+        attention 1. Under muP they fall as 1 / head width from there, as such a product is a sum of so many terms of
+        one sign (Yang et al. 2022, section 4). Heads of a given d_head are taken not to grow with the width.
         """
         growth = self.width_ratio if self.d_head is None else 1.0
-        return (self.head_width * growth) ** -0.5
+        return 1 / growth if self.attention == "linear" else (self.head_width * growth) ** -0.5
 
     @property
     def mlp_width(self) -> int:

@@ -22,7 +22,6 @@ import jax
 
 from jaxgpt import flops, lease, store, track
 from jaxgpt.config import BadInput, RunConfig, override, run_id, to_dict
-from jaxgpt.optimizer import hparams
 from jaxgpt.progress import Progress
 from jaxgpt.step import program
 from jaxgpt.tasks import text
@@ -80,7 +79,6 @@ def plan(configs: Iterable[RunConfig], folder: Path | str, setup: Setup | None =
     for config in configs:
         source = setup(config)
         _check_memory(config)
-        hparams(config)  # refuses what does not fit its 32 bits
         runs.setdefault(run_id(config, source.identity), Run(config, source, Path(folder)))
     if not runs:
         raise BadInput("a sweep needs at least one run")

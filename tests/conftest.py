@@ -20,7 +20,8 @@ os.environ |= {
 
 
 def pytest_unconfigure():
-    shutil.rmtree(CACHE, ignore_errors=True)
+    if not WORKER:
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 LETTERS = 8
