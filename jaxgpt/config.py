@@ -72,7 +72,7 @@ class ModelConfig:
         0.0, "share of units zeroed in training: embedding, attention pattern, what a block adds", low=0.0, below=1.0
     )
     parametrization: Literal["standard", "mup"] = field(
-        "standard", "mup: scales and rates by width, so that the best rate stays put; for a fixed n_heads, or a fixed d_head"
+        "standard", "mup: scales and rates by width, so that the best rate stays put; with n_heads or d_head fixed"
     )
     base_width: int = field(64, "mup: the d_model at which mup and standard are the same", low=1)
     d_input: int | None = field(None, "width of real input vectors, read in linearly; null: token ids", low=1)

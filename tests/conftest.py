@@ -10,8 +10,9 @@ import pytest
 from jaxgpt import RunConfig, override
 
 # Set before JAX is imported, and inherited by the processes that tests start. A fresh folder: what a user's cache
-# holds must not decide whether a test passes.
-CACHE = tempfile.mkdtemp(prefix="jaxgpt-test-cache-")
+# holds must not decide whether a test passes. The processes of `make test` share that of the one that started them.
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] if WORKER else tempfile.mkdtemp(prefix="jaxgpt-test-cache-")
 os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": CACHE,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
