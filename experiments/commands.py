@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.flags import Diff, Export, List, Reproduce, Runs, Sample, Show, Sweep, Train
+from experiments.flags import Diff, Export, ExportHf, List, Reproduce, Runs, Sample, Show, Sweep, Train
 from experiments.interrupt import ending_at_once
 from experiments.settings import configs, settings_of
 from experiments.tables import LEGEND, count, planned_row, profile_table, runs_table, unfinished
@@ -186,6 +186,18 @@ def sample(flags: Sample, console: Console) -> None:
     _write(flags.json, {"run": flags.run, "step": trained.step, "prompt": flags.prompt, "text": said, "tokens": made})
 
 
+def export_hf(flags: ExportHf, console: Console) -> None:
+    """`jaxgpt export-hf`."""
+    with ending_at_once():
+        from flax import nnx
+
+        from jaxgpt import huggingface
+        from jaxgpt.trained import load_model
+    trained = load_model(flags.run, flags.results, flags.ema, _warn)
+    folder = huggingface.save(trained.config.model, nnx.state(trained.model), flags.folder)
+    console.print(f"step {trained.step:,} of run {flags.run}: {folder}", soft_wrap=True)
+
+
 # --- parts ---------------------------------------------------------------------------------------------------------
 
 
@@ -264,4 +276,5 @@ COMMANDS: dict[type, tuple[str, Callable[[Any, Console], int | None]]] = {
     Diff: ("diff", diff),
     Sample: ("sample", sample),
     Export: ("export", export),
+    ExportHf: ("export-hf", export_hf),
 }

@@ -160,11 +160,25 @@ class Diff:
 
 
 @dataclass(frozen=True)
+class ExportHf:
+    """Write a run's model as safetensors that Hugging Face's transformers loads, as GPT-2 or GPT-NeoX (Pythia)."""
+
+    run: RunName
+    """a run's id or the beginning of it, as `jaxgpt runs` shows; also FOLDER/ID"""
+    folder: Annotated[Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """where to: a new folder, which `jaxgpt sample FOLDER` reads too"""
+    ema: bool = False
+    """the running mean of the parameters (optimizer.ema) instead of the last ones"""
+    results: Path = Path("results/raw")
+    """folder below which the run is sought"""
+
+
+@dataclass(frozen=True)
 class Sample:
     """Text from a run's model, as its last checkpoint holds it, token by token."""
 
     run: RunName
-    """a run's id or the beginning of it, as `jaxgpt runs` shows; also FOLDER/ID"""
+    """a run's id or the beginning of it, as `jaxgpt runs` shows; also FOLDER/ID, or a folder of Hugging Face weights"""
     prompt: str = ""
     """what the text begins with; nothing: the beginning of a document"""
     max_tokens: int = 200

@@ -91,12 +91,15 @@ def load_model(
 ) -> Trained:
     """The model of a run, finished or not, as its last good checkpoint holds it; `run` as in `find`.
 
+    `run` may also be a folder of Hugging Face weights (huggingface.py): then the config has defaults beside the model.
     ema: the running mean of the parameters instead (Polyak averaging; the run needs optimizer.ema). `say` is given one
     line for a checkpoint that is damaged and passed over. Raises BadInput for a run without a checkpoint, without a
     running mean, or of a task with a model of its own.
     """
     from jaxgpt import tokenizer
 
+    if (Path(run) / "config.json").is_file():
+        return _published(Path(run), ema)
     folder, run_id = find(run, root)
     config, identity = config_of(folder, run_id)
     found = checkpoint.restore_latest(folder / "checkpoints" / run_id, None, say)
@@ -107,6 +110,23 @@ def load_model(
         raise BadInput(f"run={run_id} has no running mean of its parameters; it was trained with optimizer.ema=null")
     model = _model(config, state["ema" if ema else "params"], run_id)
     return Trained(model, config, tokenizer.kept(folder, identity), int(meta["step"]))
+
+
+def _published(folder: Path, ema: bool) -> Trained:
+    """A folder of Hugging Face weights, with the tokenizer.json that lies there; without one a vocabulary of bytes."""
+    from jaxgpt import huggingface, tokenizer
+
+    if ema:
+        raise BadInput(f"run={folder} has no running mean of its parameters; it is a folder of Hugging Face weights")
+    model = huggingface.load_model(folder)
+    path = folder / "tokenizer.json"
+    if not path.exists() and model.config.vocab_size not in (
+        tokenizer.BYTES.vocab_size,
+        tokenizer.BYTES.vocab_size + 1,
+    ):
+        raise BadInput(f"run={folder} has {model.config.vocab_size} tokens and no tokenizer.json that tells which")
+    chosen = tokenizer.load(path, f"run={path}") if path.exists() else tokenizer.BYTES
+    return Trained(model, RunConfig(model=model.config), chosen, 0)
 
 
 def _model(config: RunConfig, saved: dict[str, Any], run_id: str) -> Any:

@@ -285,3 +285,14 @@ def test_bad_settings_of_sample_are_refused_in_one_line(command, raw, ids):
         said = command("sample", ids[0], "--results", raw, *words)
         assert (said.code, said.out, len(said.err.splitlines())) == (2, "", 1)
         assert part in said.err
+
+
+def test_an_exported_run_is_a_folder_of_weights_that_says_the_same(command, raw, ids, here):
+    pytest.importorskip("safetensors", reason="needs safetensors: pip install 'jaxgpt[hf]'")
+    done = command("export-hf", ids[0], "out", "--results", raw)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith(f": {here / 'out'}\n")
+    say = ("--prompt", "the", "--max-tokens", 5, "--temperature", 0)
+    assert command("sample", "out", *say).out == command("sample", ids[0], "--results", raw, *say).out
+    assert command("sample", "out", "--ema").err.startswith("jaxgpt: run=out has no running mean")
+    assert command("export-hf", ids[0], here, "--results", raw).code == 2  # a folder that holds something else

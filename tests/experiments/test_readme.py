@@ -49,7 +49,7 @@ def test_every_file_that_the_readme_links_to_is_there():
 
 def test_the_example_of_looking_inside_runs():
     names = {}
-    exec(compile(blocks("python")[1], "README.md", "exec"), names)
+    exec(compile(blocks("python")[2], "README.md", "exec"), names)
     assert names["seen"]["layers.0.attention.pattern"].shape[-1] == names["tokens_BxT"].shape[1]
     assert (names["ablated"] != names["logits"]).any()
 
@@ -59,6 +59,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     example = blocks("python")[0].replace("[100, 200, 400]", "[4, 6, 9]")
     names = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(example + blocks("python")[1], "README.md", "exec"), names)
+    assert names["trained"].step == 4
     assert len(names["runs"]) == 9
     assert names["law"].points == 9
