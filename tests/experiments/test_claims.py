@@ -138,7 +138,8 @@ def test_the_demo_is_found_and_says_how_long_each_scale_takes():
 
 
 def test_a_new_paper_is_one_new_file(add_paper, command):
-    before = registry.papers()
+    before = list(registry.papers())
+    registry.papers.cache_clear()
     add_paper("a_paper", "somebody1999")
     assert registry.find("somebody1999").takes == {"smoke": "1 s"}
     assert list(registry.papers()) == sorted([*before, "somebody1999"])
