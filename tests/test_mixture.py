@@ -291,6 +291,7 @@ def test_many_models_at_once_are_each_alone():
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_starts_near_ln_vocabulary():
     c = ModelConfig(d_model=32, n_heads=2, vocab_size=50, n_experts=8)
     logits_BxTxV = create(c)(tokens(c, 4, 32))

@@ -131,6 +131,7 @@ def test_under_mup_no_activations_change_depends_on_the_width_and_without_it_the
     assert min(grown[name] for name in ("logits", "layers.0.attention.out", "layers.0.mlp.out")) > GROWING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rate"), [("lion", 0.003), ("sgd", 1.0), ("muon", 0.01)])
 def test_the_factors_of_the_other_optimizers_hold_changes_flat_too(name, rate):
     widths = WIDTHS[::3]  # 32 and 256
@@ -142,6 +143,7 @@ def test_the_factors_of_the_other_optimizers_hold_changes_flat_too(name, rate):
     assert slopes([base, standard], widths)["layers.0.attention.out"] > 2 * FLAT
 
 
+@pytest.mark.slow
 def test_under_mup_a_router_does_not_learn_faster_in_a_wider_model():
     widths, router = WIDTHS[::3], "layers.0.mlp.router"
     base, mup, standard = (
