@@ -174,7 +174,8 @@ def sample(flags: Sample, console: Console) -> None:
     # Between documents stands the separator: what follows it is how one begins.
     ids = tokenizer.encode(prompt).tolist() if prompt else [tokenizer.separator]
     tokens = generate(trained.model, ids, max_tokens=flags.max_tokens, temperature=flags.temperature,
-                      top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed, stop=tokenizer.separator)  # fmt: skip
+                      top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed, stop=tokenizer.separator,
+                      vocabulary=tokenizer.vocab_size)  # fmt: skip
     made, text = [], codecs.getincrementaldecoder("utf-8")("replace")
     console.file.write(flags.prompt)
     for token in tokens:

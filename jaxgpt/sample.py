@@ -91,11 +91,13 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     stop: int | None = None,
+    vocabulary: int | None = None,
 ) -> Iterator[int]:
     """The tokens that follow a prompt, each as soon as it is made; at most `max_tokens`, and none from `stop` on.
 
     `model`: a causal one from token ids to logits, transformer or recurrent. `temperature`, `top_k`, `top_p`: see
-    `distribution`. Prompt and text may outgrow model.context, except with learned positions; a model seldom predicts
+    `distribution`. `vocabulary`: only ids below it are drawn, for a model with more logits than its tokenizer has ids;
+    null: all. Prompt and text may outgrow model.context, except with learned positions; a model seldom predicts
     well there. The same seed gives the same text, whatever max_tokens within model.context; beyond, the cache grows
     in powers of two, and another size may round differently. Compiled once per model shape and cache size, for each
     of PIECES; other settings take the same programs.
@@ -103,7 +105,7 @@ def generate(
     Raises BadInput at the call for what is not allowed, and during the text for logits that are not finite.
     """
     prompt_T = _prompt(model.config, prompt_ids)
-    _check(model.config, max_tokens, temperature, top_k, top_p, seed, stop)
+    _check(model.config, max_tokens, temperature, top_k, top_p, seed, stop, vocabulary)
     read = len(prompt_T) + max_tokens - 1  # the last token is not read
     context = model.config.context
     if model.config.architecture == "transformer" and model.config.positions == "learned" and read > context:
@@ -111,11 +113,12 @@ def generate(
             f"max_tokens={max_tokens} behind a prompt of {len(prompt_T)} is too long for model.positions=learned with "
             f"model.context={context}; at most {max(0, context + 1 - len(prompt_T))} tokens fit"
         )
-    vocabulary = model.config.vocab_size
+    width = model.config.vocab_size
     settings = (
+        jnp.int32(width if vocabulary is None else min(vocabulary, width)),
         jnp.uint32(seed),
         jnp.float32(temperature),
-        jnp.int32(vocabulary if top_k is None else min(top_k, vocabulary)),
+        jnp.int32(width if top_k is None else min(top_k, width)),
         jnp.float32(1.0 if top_p is None else top_p),
     )
     cache_length = context if read <= context else 2 ** math.ceil(math.log2(read))
@@ -147,8 +150,10 @@ def _advance(
 ) -> tuple[Array, Any]:
     """The token that follows, [1, 1], and the cache with the tokens read."""
     logits_1xTxV, cache = nnx.merge(graphdef, params).decode(tokens_1xT, cache)
-    seed, *rest = settings
-    return draw(logits_1xTxV[0, -1], seed, cache.length, *rest)[None, None], cache
+    vocabulary, seed, *rest = settings
+    logits_V = logits_1xTxV[0, -1]
+    logits_V = jnp.where(jnp.arange(len(logits_V)) < vocabulary, logits_V, -jnp.inf)
+    return draw(logits_V, seed, cache.length, *rest)[None, None], cache
 
 
 def _pieces(prompt_T: np.ndarray) -> Iterator[np.ndarray]:
@@ -183,6 +188,7 @@ def _check(
     top_p: float | None,
     seed: int,
     stop: int | None,
+    vocabulary: int | None,
 ) -> None:
     for name, value in (("d_input", c.d_input), ("d_output", c.d_output)):
         if value is not None:
@@ -205,6 +211,7 @@ def _check(
             "a number above 0 and at most 1 or null",
         ),
         ("seed", seed, _whole(seed, 0, 2**32 - 1), "a whole number from 0 to 2^32 - 1"),
+        ("vocabulary", vocabulary, vocabulary is None or _whole(vocabulary, 1), "a whole number of at least 1 or null"),
         ("stop", stop, stop is None or _whole(stop, 0, c.vocab_size - 1), f"a token id below {c.vocab_size} or null"),
     ):
         if not fits:

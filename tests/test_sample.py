@@ -399,3 +399,14 @@ def test_a_model_that_makes_no_text_is_refused(fields, message):
 
 def test_the_largest_seed_and_a_top_k_beyond_the_vocabulary_are_taken(model):
     assert text(model, seed=2**32 - 1, top_k=10**12) == text(model, seed=np.uint32(2**32 - 1), top_k=V)
+
+
+def test_only_ids_of_the_vocabulary_are_drawn_and_as_if_there_were_no_others(model):
+    logits_V = logits_behind(model, PROMPT)
+    settings = {"temperature": 3.0, "seed": 5}
+    assert (
+        text(model, vocabulary=V, **settings) == text(model, vocabulary=10 * V, **settings) == text(model, **settings)
+    )
+    assert max(text(model, max_tokens=4, **settings, vocabulary=3)) < 3 <= max(text(model, max_tokens=4, **settings))
+    expected = int(draw(logits_V.at[3:].set(-jnp.inf), 5, len(PROMPT), temperature=3.0))
+    assert text(model, max_tokens=1, **settings, vocabulary=3) == [expected]

@@ -261,7 +261,14 @@ def test_sample_without_a_prompt_begins_a_document_and_ends_with_it(command, raw
 
     def characters_in_parts(_model, prompt_ids, *, stop, **settings):
         assert (prompt_ids, stop) == ([0], 0)
-        assert settings == {"max_tokens": 200, "temperature": 0.0, "top_k": 5, "top_p": 0.5, "seed": 0}
+        assert settings == {
+            "max_tokens": 200,
+            "temperature": 0.0,
+            "top_k": 5,
+            "top_p": 0.5,
+            "seed": 0,
+            "vocabulary": 256,
+        }
         yield from "é€".encode() + b"\xff" + "€".encode()[:2]
 
     monkeypatch.setattr(jaxgpt.sample, "generate", characters_in_parts)
