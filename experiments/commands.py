@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import io
 import os
 import sys
@@ -76,17 +77,15 @@ def train(flags: Train, console: Console) -> int:
         from jaxgpt import launch
         from jaxgpt.tasks import text
     setup = text.reader()  # one for all: it reads a corpus, and says what it thinks of it, once
+    profiled = {}
     if flags.profile:
         found = launch.profile(config, flags.out, setup=setup)
         console.print(profile_table(found))
         console.print(f"trace: {found.trace} (tensorboard or xprof --logdir, or its .json.gz in ui.perfetto.dev)",
                       soft_wrap=True)  # fmt: skip
+        profiled = {"profile": dataclasses.asdict(found)}
     rows, code = _sweep([config], flags, setup)
-    _write(flags.json, rows[0] if rows else None)
-    if rows:
-        console.print(runs_table(rows))
-        console.print(LEGEND)
-    console.print(f"row, curve and checkpoints: {flags.out}", soft_wrap=True)
+    _tell(rows, flags, rows[0] | profiled if rows else None, console)
     return code
 
 
@@ -100,11 +99,7 @@ def sweep(flags: Sweep, console: Console) -> int:
     with ending_at_once():
         from jaxgpt.tasks import text
     rows, code = _sweep(wanted, flags, text.reader())
-    _write(flags.json, rows)
-    if rows:
-        console.print(runs_table(rows))
-        console.print(LEGEND)
-    console.print(f"rows, curves and checkpoints: {flags.out}", soft_wrap=True)
+    _tell(rows, flags, rows, console)
     return code
 
 
@@ -219,6 +214,14 @@ def _sweep(configs: list[RunConfig], flags: Train | Sweep, setup: Any) -> tuple[
         return rows, 0
     sys.stderr.write(f"time is up: {len(rows)} of {planned} runs are done; the same command goes on\n")
     return rows, UNFINISHED
+
+
+def _tell(rows: list[dict[str, Any]], flags: Train | Sweep, numbers: Any, console: Console) -> None:
+    _write(flags.json, numbers)
+    if rows:
+        console.print(runs_table(rows))
+        console.print(LEGEND)
+    console.print(f"rows, curves and checkpoints: {flags.out}", soft_wrap=True)
 
 
 def _dry_run(configs: list[RunConfig], flags: Sweep, console: Console) -> None:

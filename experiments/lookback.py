@@ -74,31 +74,48 @@ def _newest_checkpoint(folder: Path) -> tuple[dict[str, Any] | None, dict[str, A
 def compare(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     """Two runs (from `look`) side by side, as `--json` writes it: differences as [A's, B's].
 
-    `common` names what the curves are matched by: steps, or tokens where the runs' steps are of different size.
-    `final` is B - A of the last validation losses, with the standard error of the two together, taken as independent
-    (the same validation windows make it smaller).
+    `compared` names the losses that are compared, and is empty where the texts or objectives differ: between two
+    tokenizers bits per byte, else nats per token. `common` names what the curves are matched by: steps, or tokens where
+    the runs' steps are of different size. `final` is B - A of the last validations, with the standard error of the two
+    together, taken as independent (the same validation windows make it smaller).
     """
+    names = _compared(a, b)
     differs = {f.path: [a["config"][f.path], b["config"][f.path]] for f in fields(RunConfig)
                if a["config"][f.path] != b["config"][f.path]}  # fmt: skip
     from_a, from_b = (
         flatten({**run["provenance"], **{name: run[name] for name in ("corpus_sha256", "tokenizer_sha256")}})
         for run in (a, b)
     )
-    names = dict.fromkeys([*from_a, *from_b])
-    versions = {name: [from_a.get(name), from_b.get(name)] for name in names if from_a.get(name) != from_b.get(name)}
-    by, points = _common(a, b)
+    every = dict.fromkeys([*from_a, *from_b])
+    versions = {name: [from_a.get(name), from_b.get(name)] for name in every if from_a.get(name) != from_b.get(name)}
+    by, points = _common(a, b, names)
     return {
         "runs": [{name: run[name] for name in ("run_id", "folder", "status")} for run in (a, b)],
         "config": differs,
         "provenance": versions,
         "sizes": {name: [a["sizes"][name], b["sizes"][name]] for name in SIZES},
+        "compared": list(names),
         "common": by,
         "curves": points,
-        "final": _final(a, b),
+        "final": _final(a, b, names[-1]) if names else None,
     }
 
 
-def _common(a: dict[str, Any], b: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+UNITS = {"validation_loss": "nats per token", "validation_bits_per_byte": "bits per byte"}
+
+
+def _compared(a: dict[str, Any], b: dict[str, Any]) -> tuple[str, ...]:
+    """The losses of two runs that say which is better; the last is of validation. None for different tasks."""
+    task = ("data.objective", "data.mask_fraction", "data.validation_fraction")
+    if a["corpus_sha256"] != b["corpus_sha256"] or any(a["config"][path] != b["config"][path] for path in task):
+        return ()
+    if a["tokenizer_sha256"] == b["tokenizer_sha256"]:
+        return ("train_loss", "validation_loss")
+    bits = "validation_bits_per_byte"
+    return (bits,) if all(any(is_number(p.get(bits)) for p in run["curve"]) for run in (a, b)) else ()
+
+
+def _common(a: dict[str, Any], b: dict[str, Any], names: Sequence[str]) -> tuple[str, list[dict[str, Any]]]:
     same_steps = all(a["config"][path] == b["config"][path] for path in ("train.batch_size", "model.context"))
     by = "step" if same_steps else "tokens"
     theirs = {point[by]: point for point in b["curve"]}
@@ -106,24 +123,26 @@ def _common(a: dict[str, Any], b: dict[str, Any]) -> tuple[str, list[dict[str, A
         {by: point[by]}
         | {
             name: [point.get(name), theirs[point[by]].get(name)]
-            for name in ("train_loss", "validation_loss")
+            for name in names
             if point.get(name) is not None or theirs[point[by]].get(name) is not None
         }
         for point in a["curve"]
-        if point[by] in theirs
+        if point[by] in theirs and any(name in p for name in names for p in (point, theirs[point[by]]))
     ]
 
 
-def _final(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any] | None:
-    validated = [[p for p in run["curve"] if is_number(p.get("validation_loss"))] for run in (a, b)]
+def _final(a: dict[str, Any], b: dict[str, Any], name: str) -> dict[str, Any] | None:
+    validated = [[p for p in run["curve"] if is_number(p.get(name))] for run in (a, b)]
     if not all(validated):
         return None
     last = [points[-1] for points in validated]
-    losses, errors = ([p.get(name) for p in last] for name in ("validation_loss", "validation_loss_sem"))
+    losses, errors = [p[name] for p in last], [p.get("validation_loss_sem") for p in last]
+    if all(map(is_number, errors)):  # of the loss, in nats per token: brought to the unit that is compared
+        errors = [e * p[name] / p["validation_loss"] for e, p in zip(errors, last, strict=True)]
     both = math.hypot(*errors) if all(map(is_number, errors)) else None
     difference = losses[1] - losses[0]
     return {"step": [p["step"] for p in last], "loss": losses, "loss_sem": errors, "difference": difference,
-            "standard_error": both}  # fmt: skip
+            "standard_error": both, "unit": UNITS[name]}  # fmt: skip
 
 
 # --- for people ----------------------------------------------------------------------------------------------------
@@ -233,8 +252,11 @@ def _commits(pair: Sequence[str | None] | None) -> str | None:
 
 def _print_common(compared: dict[str, Any], console: Console) -> None:
     by, points = compared["common"], compared["curves"]
+    if not compared["compared"]:
+        console.print("losses: of different texts or objectives, so not compared")
+        return
     if points:
-        pairs = [name for name in ("train_loss", "validation_loss") if any(name in point for point in points)]
+        pairs = [name for name in compared["compared"] if any(name in point for point in points)]
         table = _table(by, *(f"{name} {which}" for name in pairs for which in ("A", "B", "B - A")))
         for point in _spread(points):
             cells = [f"{point[by]:,}"]
@@ -252,6 +274,6 @@ def _print_common(compared: dict[str, Any], console: Console) -> None:
     if final := compared["final"]:
         steps = "step {:,} and {:,}".format(*final["step"])
         error = "" if final["standard_error"] is None else f" ± {final['standard_error']:.4f}"
-        console.print(f"last validation ({steps}): B - A = {final['difference']:+.4f}{error} nats per token "
+        console.print(f"last validation ({steps}): B - A = {final['difference']:+.4f}{error} {final['unit']} "
                       "(standard errors combined as independent)",
                       soft_wrap=True, highlight=False)  # fmt: skip

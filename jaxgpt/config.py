@@ -72,7 +72,8 @@ class ModelConfig:
         0.0, "share of units zeroed in training: embedding, attention pattern, what a block adds", low=0.0, below=1.0
     )
     parametrization: Literal["standard", "mup"] = field(
-        "standard", "mup: scales and rates by width, so that the best rate stays put; with n_heads or d_head fixed"
+        "standard",
+        "mup: scales and rates by width, so that the best rate stays put; fix n_heads or d_head, leave d_mlp null",
     )
     base_width: int = field(64, "mup: the d_model at which mup and standard are the same", low=1)
     d_input: int | None = field(None, "width of real input vectors, read in linearly; null: token ids", low=1)
@@ -90,6 +91,28 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model")
+        if self.architecture != "transformer":
+            self._check_recurrent()
+        else:
+            self._check_transformer()
+        if self.tie_output and (self.d_input is not None or self.d_output is not None):
+            raise BadInput(
+                "model.tie_output=true needs token input and logits: leave model.d_input and model.d_output null"
+            )
+        if self.tie_output and self.output_bias:
+            raise BadInput("model.output_bias=true: a tied output has no bias; leave it null or untie the output")
+        if self.logit_cap is not None and self.d_output is not None:
+            raise BadInput("model.logit_cap is for logits; with model.d_output leave it null")
+
+    def _check_recurrent(self) -> None:
+        """Fields of attention, positions and MLPs do nothing here, whatever they are."""
+        for name, value in (("causal", False), ("scan_layers", True), ("parametrization", "mup")):
+            if getattr(self, name) == value:
+                raise BadInput(
+                    f"model.{name}={str(value).lower()} is for model.architecture=transformer, not {self.architecture}"
+                )
+
+    def _check_transformer(self) -> None:
         if self.d_head is None and self.d_model % self.n_heads:
             raise BadInput(
                 f"model.d_model={self.d_model} is not divisible by model.n_heads={self.n_heads}; "
@@ -125,21 +148,8 @@ class ModelConfig:
             )
         if self.attention == "linear" and self.attention_kernel == "fused":
             raise BadInput("model.attention_kernel=fused is for softmax attention; with linear use auto or plain")
-        if self.tie_output and (self.d_input is not None or self.d_output is not None):
-            raise BadInput(
-                "model.tie_output=true needs token input and logits: leave model.d_input and model.d_output null"
-            )
-        if self.tie_output and self.output_bias:
-            raise BadInput("model.output_bias=true: a tied output has no bias; leave it null or untie the output")
-        if self.logit_cap is not None and self.d_output is not None:
-            raise BadInput("model.logit_cap is for logits; with model.d_output leave it null")
-        if self.architecture != "transformer":
-            for name, value in (("causal", False), ("scan_layers", True), ("parametrization", "mup")):
-                if getattr(self, name) == value:
-                    raise BadInput(
-                        f"model.{name}={str(value).lower()} is for model.architecture=transformer, "
-                        f"not {self.architecture}"
-                    )
+        if self.attention == "linear" and self.parametrization == "mup":
+            raise BadInput("model.parametrization=mup is for softmax attention; with linear use standard")
 
     @property
     def head_width(self) -> int:
@@ -168,12 +178,11 @@ class ModelConfig:
 
     @property
     def score_scale(self) -> float:
-        """What the products of queries and keys are multiplied by: for softmax 1 / sqrt(head width), for linear
-        attention 1. Under muP they fall as 1 / head width from there, as such a product is a sum of so many terms of
-        one sign (Yang et al. 2022, section 4). Heads of a given d_head are taken not to grow with the width.
+        """What softmax's scores are multiplied by: 1 / sqrt(head width), and under muP 1 / head width, equal at the
+        base width (Yang et al. 2022, section 4). Heads of a given d_head do not grow: they keep the first.
         """
         growth = self.width_ratio if self.d_head is None else 1.0
-        return 1 / growth if self.attention == "linear" else (self.head_width * growth) ** -0.5
+        return (self.head_width * growth) ** -0.5
 
     @property
     def mlp_width(self) -> int:
@@ -258,7 +267,9 @@ class TrainConfig:
     seed: int = field(0, "of the initial parameters", low=0, below=2**32)
     data_seed: int | None = field(None, "of the data order and of dropout; null: the same as seed", low=0, below=2**32)
     z_loss: float = field(0.0, "weight of the squared log of the softmax's sum (PaLM: 1e-4)", low=0.0)
-    load_balance: float = field(0.01, "with model.n_experts: weight of the loss that spreads tokens evenly", low=0.0)
+    load_balance: float = field(
+        0.01, "with model.n_experts: weight of the loss that spreads tokens (mean over layers; per microbatch)", low=0.0
+    )
     eval_windows: int = field(128, "validation windows of length context that the loss is measured on", low=2)
     max_bad_steps: int = field(10, "non-finite steps in a row before the run is rolled back", low=1)
     max_rollbacks: int = field(3, "roll-backs before the run is given up as diverged", low=0)

@@ -151,7 +151,8 @@ def statistics(c: ModelConfig, seen: Mapping[str, Array]) -> dict[str, Array]:
 
     With f_e the share of the assignments that expert e got and P_e its mean probability over all tokens:
     load_balance: E sum_e f_e P_e, the loss of Fedus et al. 2021, eq. 4, without its weight: 1 when balanced, E / k at
-    worst. Its gradient flows through P alone, as f counts.
+    worst. They add it up over layers; the mean is L times smaller, and means the same at any depth. Its gradient flows
+    through P alone, as f counts.
     router_entropy: the mean over tokens of the entropy of a token's probabilities, in nats: ln E when undecided.
     expert_load_max: E max_e f_e: how many times the balanced load the busiest expert has.
     experts_idle: share of the experts that got no token.

@@ -165,7 +165,6 @@ class Attention(nnx.Module):
         c, visible_Bx1xTxS = self.config, view.visible_BxTxS[:, None]
         scores_BxHxTxS = jnp.einsum("BTHK,BSHK->BHTS", q_BxTxHxK, k_BxSxHxK, precision=c.matmul_precision)
         if c.attention == "linear":
-            scores_BxHxTxS = scores_BxHxTxS * c.score_scale
             count_Bx1xTx1 = jnp.maximum(visible_Bx1xTxS.sum(axis=-1, keepdims=True), 1)
             return jnp.where(visible_Bx1xTxS, scores_BxHxTxS, 0) / count_Bx1xTx1.astype(scores_BxHxTxS.dtype)
         # Softmax in float32 or wider whatever the compute dtype: bfloat16 has 8 bits for the sum over keys.

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxgpt import flops, store
-from jaxgpt.config import RunConfig
+from jaxgpt.config import BadInput, RunConfig
 
 if TYPE_CHECKING:
     from jaxgpt.train import Run
@@ -274,8 +274,10 @@ def _traced(folder: Path, work: Any) -> dict[str, Any]:
     options.python_tracer_level = 0  # Python's own calls would fill the trace and slow what is measured
     with jax.profiler.trace(str(folder), profiler_options=options):
         work()
-    (path,) = folder.rglob("*.trace.json.gz")
-    with gzip.open(path) as file:
+    paths = sorted(folder.rglob("*.trace.json.gz"))
+    if not paths:
+        raise BadInput(f"the profiler of {jax.default_backend()} left no trace in {folder}")
+    with gzip.open(paths[-1]) as file:
         return json.load(file)
 
 

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 FOLDERS = ("runs", "curves", "checkpoints", "leases")
 RUN_COLUMNS = ("run_id", "status", "code_version")  # stand in every table, also an empty one
 CURVE_COLUMNS = ("run_id", "step")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# Grain orders the windows of streamed corpora, tokenizers makes tokens; null where they are not installed.
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tokenizers")
 
 log = logging.getLogger("jaxgpt")
 

@@ -74,7 +74,9 @@ def identity(sha256: str, tokenizer: Tokenizer) -> str:
 
 
 def _opened(folder: Path) -> Tokens | None:
-    """The arrays of a folder; None where it is not there or not whole."""
+    """The arrays of a folder; None where it is not there or not whole (by length: to hash it at each start would take
+    as long as to make it).
+    """
     try:
         about = store.read_json(folder / "tokens.json")
         if about["format"] != FORMAT:
@@ -147,7 +149,9 @@ def _sweep_out(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of `context` + 1 tokens that share their border token: each token but the first is predicted once."""
+    """Windows of `context` + 1 tokens that share their border token: each token but the first is predicted once in an
+    epoch, and what does not fill a window at the end never. The borders are the same in each epoch.
+    """
 
     train_n: np.ndarray
     context: int

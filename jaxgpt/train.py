@@ -323,7 +323,7 @@ def _points(run: Run, step: int, metrics: dict[str, np.ndarray], state: TrainSta
 
 
 def run_parameters(run: Run, state: TrainState) -> tuple[flops.Parameters, bool]:
-    """N, and whether the model is `config.model`'s transformer. A task may train another one: then all its parameters
+    """N, and whether the model is that of `config.model`. A task may train another one: then all its parameters
     count, by either convention.
     """
     counts, total = flops.parameters(run.config.model), sum(leaf.size for leaf in jax.tree.leaves(state.params))

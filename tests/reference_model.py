@@ -108,8 +108,6 @@ def _attention(c, params, layer, linear, xs, key_mask, seen):
                 pattern[h, t, s] = sum(float(x) * float(y) for x, y in zip(a, b, strict=True))
             if c.attention == "linear":  # Katharopoulos et al. 2020 without feature map, over the mean
                 pattern[h, t] /= len(visible)
-                if c.parametrization == "mup" and not c.d_head:
-                    pattern[h, t] /= c.d_model / c.base_width
             else:
                 scores = pattern[h, t, visible] * scale
                 if c.positions == "alibi":

@@ -356,6 +356,11 @@ def test_upper_bounds(path, limit, below):
         ),
         (
             ModelConfig,
+            {"attention": "linear", "parametrization": "mup"},
+            "model.parametrization=mup is for softmax attention; with linear use standard",
+        ),
+        (
+            ModelConfig,
             {"architecture": "lstm", "causal": False},
             "model.causal=false is for model.architecture=transformer, not lstm",
         ),
@@ -395,6 +400,7 @@ def test_their_neighbours_are_allowed():
     ModelConfig(n_experts=2, experts_per_token=2)
     ModelConfig(tie_output=True, output_bias=False, logit_cap=30.0)
     ModelConfig(architecture="lstm", tie_output=True)
+    ModelConfig(architecture="rnn", d_model=50, attention="linear", positions="alibi")  # what does nothing there
     DataConfig(validation_fraction=0.49)
     assert RunConfig(optimizer=OptimizerConfig(warmup_steps=10), train=TrainConfig(steps=10)).warmup_steps == 10
 

@@ -113,7 +113,6 @@ AGAINST_REFERENCE = {
         n_heads=6, n_kv_heads=1, qk_norm=True, output_bias=True, key_mask=True, causal=False, d_head=4
     ),
     "linear, grouped, normed": given(n_heads=6, n_kv_heads=3, qk_norm=True, attention="linear", norm="rmsnorm"),
-    "muP, linear": given(parametrization="mup", base_width=4, attention="linear"),
     "muP": given(parametrization="mup", base_width=4, bias=True),
     "muP, heads of one width, a read-out": given(parametrization="mup", base_width=24, d_head=4, d_output=2),
     "no layers": given(positions="sinusoidal", n_layers=0, d_output=2, d_input=5, bias=True),

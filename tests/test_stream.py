@@ -280,10 +280,10 @@ def test_each_epoch_has_every_window_once_in_an_order_of_its_own():
     assert tuple(range(0, windows * T, T)) not in orders
 
 
-def test_each_token_but_the_first_is_predicted_once_an_epoch():
-    n = 16 * T + 1
-    targets = np.concatenate(batches(n, taken=16 // B))[:, 1:]
-    assert sorted(targets.ravel()) == list(range(1, n))
+@pytest.mark.parametrize("left", [0, 1, T - 1])
+def test_each_token_but_the_first_and_what_fills_no_window_is_predicted_once_an_epoch(left):
+    targets = np.concatenate(batches(16 * T + 1 + left, taken=16 // B))[:, 1:]
+    assert sorted(targets.ravel()) == list(range(1, 16 * T + 1))
 
 
 def test_the_order_is_a_function_of_data_seed_and_retry():
@@ -360,9 +360,9 @@ def test_without_grain_one_line_says_what_to_install(tiny, folder, monkeypatch):
         text.reader()(override(tiny, {"data.corpus": folder, "data.stream": True}))
 
 
-def test_a_streamed_corpus_of_too_few_tokens_is_refused(tiny, tmp_path):
+def test_a_streamed_corpus_of_too_few_tokens_is_refused_when_it_is_planned(tiny, tmp_path):
     path = write(tmp_path / "same", [b"the same " * 9 + b"%d" % i for i in range(10)])
     settings = {"data.corpus": path, "data.stream": True, "data.tokenizer": "bpe", "model.vocab_size": 300}
-    source = text.reader()(override(tiny, settings | {"model.context": 64, "data.validation_fraction": 0.01}))
+    config = override(tiny, settings | {"model.context": 64, "data.validation_fraction": 0.01})
     with pytest.raises(BadInput, match=r"is too short: the validation stream has .* tokens and needs 65"):
-        source.data()
+        text.reader()(config)

@@ -63,7 +63,9 @@ def reader() -> Callable[[RunConfig], Source]:
 
         if isinstance(text, Corpus):
             return Source(task, partial(task.data, check(encode(text, chosen)), chosen), name, keep=keep)
-        if not chosen.json:
+        if chosen.json:  # only the token files, which are made once, say how many tokens there are
+            check(files(text, chosen))
+        else:
             corpus.check_length(d.corpus, text.sizes, "bytes", c.context, d.validation_fraction)
 
         def batches(data_seed: int, retry: int, step: int):

@@ -169,11 +169,12 @@ def test_train_prints_the_loss_that_is_in_the_row_and_in_the_json(command, tiny,
 
 def test_a_profiled_run_is_the_same_run_and_says_where_a_steps_time_goes(command, tiny, here, three_runs):
     words = ["train", *tiny, "train.seed=1", "--profile", "--out", "o"]
-    said = command(*words)
+    said = command(*words, "--json", "row.json")
     assert said.code == 0, said.err
     (run_id,) = losses(here / "o")
     assert losses(here / "o")[run_id] == losses(three_runs)[run_id]
     found = read(here / "o" / "profile" / run_id / "profile.json")
+    assert read(here / "row.json")["profile"]["compile_seconds"] == found["compile_seconds"]
     assert found["device"] == "cpu"
     for part in ("tokens/s", "XLA counts", "no published peak for cpu", "temporaries", "matrix products"):
         assert part in said.out

@@ -212,7 +212,6 @@ def test_diff_of_runs_of_other_versions_and_step_sizes(command, raw, ids, here):
     shutil.copytree(raw / "s", here / "s")
     plan = store.read_json("s/sweep.json")
     plan["runs"][ids[1]]["config"]["train"]["batch_size"] = 1
-    plan["runs"][ids[1]]["identity"] = "another"
     store.write_json("s/sweep.json", plan)
     row = store.read_row("s", ids[1])
     store.write_row("s", row | {"code_version": "0123456789ab-dirty", "versions": row["versions"] | {"jax": "0.0.1"}})
@@ -227,8 +226,50 @@ def test_diff_of_runs_of_other_versions_and_step_sizes(command, raw, ids, here):
     assert [point["tokens"] for point in found["curves"]] == [16, 32, 48, 64, 80]
     assert found["provenance"]["code_version"] == ["ba9876543210", "0123456789ab-dirty"]
     assert found["provenance"]["versions.jax"] == [other["versions"]["jax"], "0.0.1"]
-    assert found["provenance"]["corpus_sha256"] == [other["corpus_sha256"], "another"]
     assert "two git commits (-dirty: with changes that were not committed): git diff ba9876543210 012" in said.out
+
+
+def changed(folder, run_id, identity, **data):
+    plan = store.read_json(folder / "sweep.json")
+    plan["runs"][run_id]["identity"] = identity
+    plan["runs"][run_id]["config"]["data"] |= data
+    store.write_json(folder / "sweep.json", plan)
+
+
+def test_diff_of_runs_of_two_tokenizers_compares_bits_per_byte(command, raw, ids, here):
+    shutil.copytree(raw / "s", here / "s")
+    corpus = store.planned("s")[ids[0]]["identity"]
+    changed(here / "s", ids[1], f"{corpus}+{'f' * 64}")
+    points = [  # as of tokens of two bytes: twice the nats per token
+        p | {"train_loss": 2 * p["train_loss"]}
+        | ({"validation_loss": 2 * p["validation_loss"]} if "validation_loss" in p else {})
+        for p in store.read_curve("s", ids[1])
+    ]  # fmt: skip
+    store.truncate_curve("s", ids[1], 0)
+    store.append_curve("s", ids[1], points)
+    said = command("diff", ids[0], ids[1], "--results", "s", "--json", "diff.json")
+    found, bits = read(here / "diff.json"), "validation_bits_per_byte"
+    a, b = (store.read_curve("s", run_id) for run_id in ids[:2])
+    assert found["compared"] == [bits]
+    assert [p[bits] for p in found["curves"]] == [[p[bits], q[bits]] for p, q in zip(a, b, strict=True) if bits in p]
+    final, (p, q) = found["final"], (a[-1], b[-1])
+    assert final["difference"] == q[bits] - p[bits]
+    errors = [r["validation_loss_sem"] * r[bits] / r["validation_loss"] for r in (p, q)]
+    assert final["standard_error"] == pytest.approx(math.hypot(*errors))
+    assert "bits per byte" in said.out
+    assert "nats" not in said.out
+
+
+@pytest.mark.parametrize("data", [{}, {"objective": "masked"}, {"validation_fraction": 0.2}], ids=str)
+def test_diff_does_not_compare_the_losses_of_different_texts_or_objectives(command, raw, ids, here, data):
+    shutil.copytree(raw / "s", here / "s")
+    changed(here / "s", ids[1], store.planned("s")[ids[0]]["identity"] if data else "another", **data)
+    said = command("diff", ids[0], ids[1], "--results", "s", "--json", "diff.json")
+    assert said.code == 0, said.err
+    assert "losses: of different texts or objectives, so not compared" in said.out
+    assert "B - A" not in said.out
+    found = read(here / "diff.json")
+    assert (found["compared"], found["curves"], found["final"]) == ([], [], None)
 
 
 def test_diff_with_a_run_that_has_not_begun(command, raw, ids, here):

@@ -1,6 +1,7 @@
 """The README keeps to what the code does: its table is made from results, its commands parse, its Python runs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,12 @@ def test_updating_the_readme_changes_the_table_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("line", [line for block in blocks("bash") for line in block.splitlines() if "jaxgpt " in line])
 def test_every_command_of_the_readme_parses(line):
-    assert _parse(line.partition("#")[0].split()[1:]) is not None
+    assert _parse(shlex.split(line, comments=True)[1:]) is not None
+
+
+def test_the_readme_holds_the_table_of_the_committed_results():
+    root = Path(readme.__file__).parent.parent
+    assert readme.updated(README, root / "results") == README
 
 
 def test_every_file_that_the_readme_links_to_is_there():
