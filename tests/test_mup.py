@@ -144,6 +144,25 @@ def test_the_factors_of_the_other_optimizers_hold_changes_flat_too(name, rate):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rate", "fields"),
+    [
+        ("adamw", 0.01, {"tie_output": True}),
+        ("adamw", 0.01, {"norm_placement": "post", "positions": "learned", "bias": True}),
+        ("adamw", 0.01, {"mlp": "swiglu", "n_kv_heads": 1, "qk_norm": True}),
+        ("adamw", 0.01, {"n_experts": 4}),
+        ("sgd", 1.0, {"tie_output": True}),
+        ("muon", 0.01, {"n_experts": 4, "mlp": "swiglu"}),
+    ],
+    ids=str,
+)
+def test_changes_are_flat_for_other_models_too(name, rate, fields):
+    widths = WIDTHS[::3]
+    mup = [changes(width, name, rate, parametrization="mup", **fields) for width in widths]
+    assert {quantity: s for quantity, s in slopes(mup, widths).items() if abs(s) > FLAT} == {}
+
+
+@pytest.mark.slow
 def test_under_mup_a_router_does_not_learn_faster_in_a_wider_model():
     widths, router = WIDTHS[::3], "layers.0.mlp.router"
     base, mup, standard = (
