@@ -190,7 +190,8 @@ def export_hf(flags: ExportHf, console: Console) -> None:
         from jaxgpt import huggingface
         from jaxgpt.trained import load_model
     trained = load_model(flags.run, flags.results, flags.ema, _warn)
-    folder = huggingface.save(trained.config.model, nnx.state(trained.model), flags.folder)
+    params = nnx.state(trained.model)
+    folder = huggingface.save(trained.config.model, params, flags.folder, tokenizer=trained.tokenizer)
     console.print(f"step {trained.step:,} of run {flags.run}: {folder}", soft_wrap=True)
 
 

@@ -2,10 +2,11 @@
 
     model = load_model("gpt2")            # config.json and model.safetensors (or shards and their index)
     config, params = load("pythia-160m")  # the same in two parts, as `build.init_params` gives them
-    save(config, params, "exported")      # a folder that transformers loads
+    save(config, params, "exported", tokenizer=tokenizer)  # a folder that transformers loads
 
 Nothing is downloaded, and neither transformers nor torch is needed: pip install 'jaxgpt[hf]' brings safetensors alone.
-If the folder holds a tokenizer.json, `data.tokenizer=<folder>/tokenizer.json` trains and evaluates on its ids.
+If the folder holds a tokenizer.json, `load_tokenizer` reads it, and `data.tokenizer=<folder>/tokenizer.json` trains
+and evaluates on its ids.
 
 What both families store, and how (D d_model, H heads, K head width): GPT-2's matrices are [in, out] as ours are,
 GPT-NeoX's [out, in]; queries, keys and values are one matrix, whose outputs GPT-2 orders (3 H K), GPT-NeoX (H 3 K).
@@ -21,7 +22,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,15 @@ from flax import nnx
 from jaxgpt import build
 from jaxgpt.config import BadInput, ModelConfig
 from jaxgpt.families import Family, expressible, read_config
-from jaxgpt.store import read_json, store_error, sync_folder, write_json
+from jaxgpt.store import read_json, store_error, sync_folder, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from jaxgpt.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+# In config.json, where transformers passes over it: there is no tokenizer.json that says "bytes".
+OF_BYTES = {"jaxgpt_tokenizer": "bytes"}
 # Written into the file's header. transformers wants the format; by the other we know our own files again.
 METADATA = {"format": "pt", "writer": "jaxgpt"}
 READ = ("F16", "BF16", "F32", "F64")
@@ -64,16 +71,44 @@ def load_model(folder: Path | str, **how: Any) -> Any:
     return nnx.merge(build.graphdef(c), jax.tree.map(jnp.asarray, params))
 
 
-def save(c: ModelConfig, params: Any, folder: Path | str, family: str | None = None) -> Path:
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer of a folder: its tokenizer.json, or bytes where config.json says so.
+
+    Raises BadInput for a folder that has neither, and for a tokenizer.json that jaxgpt.tokenizer does not read.
+    """
+    from jaxgpt import tokenizer
+
+    folder = Path(folder)
+    if (folder / TOKENIZER).exists():
+        return tokenizer.load(folder / TOKENIZER, str(folder / TOKENIZER))
+    config = read_json(folder / CONFIG)
+    if isinstance(config, dict) and OF_BYTES.items() <= config.items():
+        return tokenizer.BYTES
+    raise BadInput(f"{folder} has no {TOKENIZER}, and its {CONFIG} does not say that its tokens are bytes")
+
+
+def save(
+    c: ModelConfig,
+    params: Any,
+    folder: Path | str,
+    family: str | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> Path:
     """Writes config.json and model.safetensors for transformers into a new folder, and gives its path.
 
-    params: as `load` gives them, or `nnx.state(model)`. family: gpt2 or gpt_neox; null: gpt2 for learned positions,
-    gpt_neox for rope. Both have biases everywhere but on the logits: a model without gets zeros, and the same outputs.
-    The folder appears whole or not at all; an earlier export is replaced, anything else refused. Raises BadInput
-    naming the config's field that the family cannot express, StoreError when the disk is full or refuses.
+    params: as `load` gives them, or `nnx.state(model)`; stored as c.param_dtype, all of them. family: gpt2 or gpt_neox;
+    null: gpt2 for learned positions, gpt_neox for rope. Both have biases everywhere but on the logits: a model without
+    gets zeros, and the same outputs. tokenizer: what the model's ids mean; BPE is written as tokenizer.json, and its
+    separator is the token that begins and ends a text. null: the folder does not say.
+
+    The folder appears whole or not at all; an earlier export is replaced, anything else refused, and so is the current
+    directory. Raises BadInput naming the config's field that the family cannot express or the tokenizer does not fit,
+    StoreError when the disk is full or refuses.
     """
     folder = Path(os.path.abspath(folder))
     chosen = expressible(c, family)
+    if tokenizer is not None and tokenizer.vocab_size > c.vocab_size:
+        raise BadInput(f"model.vocab_size={c.vocab_size} is too small for a tokenizer of {tokenizer.vocab_size} ids")
     _check_replaceable(folder)
     flat = _flat(c, params)
     tensors = {stored_as: _join(c, chosen, t, flat) for stored_as, t in _tensors(c, chosen)}
@@ -87,8 +122,8 @@ def save(c: ModelConfig, params: Any, folder: Path | str, family: str | None = N
         "tie_word_embeddings": c.tie_output,
         "torch_dtype": c.param_dtype,
         # The defaults of both are ids that a small vocabulary does not have.
-        "bos_token_id": None,
-        "eos_token_id": None,
+        **dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.separator if tokenizer else None),
+        **(OF_BYTES if tokenizer and not tokenizer.json else {}),
     }
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     safetensors = _safetensors()
@@ -97,6 +132,8 @@ def save(c: ModelConfig, params: Any, folder: Path | str, family: str | None = N
             temporary.mkdir(parents=True)
             safetensors.numpy.save_file(tensors, temporary / WEIGHTS, metadata=METADATA)
             write_json(temporary / CONFIG, settings)
+            if tokenizer and tokenizer.json:
+                write_bytes(temporary / TOKENIZER, tokenizer.json.encode())
             _publish(temporary, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -173,10 +210,10 @@ def _join(c: ModelConfig, family: Family, tensor: Tensor, flat: dict[str, np.nda
 
 
 def _flat(c: ModelConfig, params: Any) -> dict[str, np.ndarray]:
-    """Parameters by dotted name, a scanned model's layer by layer."""
+    """Parameters by dotted name, a scanned model's layer by layer; a running mean, too, in the config's dtype."""
     flat = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        name, value = build.param_name(path), np.asarray(leaf)
+        name, value = build.param_name(path), np.asarray(leaf, jnp.dtype(c.param_dtype))
         if c.scan_layers and name.startswith("layers."):
             rest = name.removeprefix("layers.")
             flat |= {f"layers.{i}.{rest}": value_x for i, value_x in enumerate(value)}
@@ -272,19 +309,20 @@ def _read_params(c: ModelConfig, family: Family, stored: dict[str, Stored]) -> n
             return np.stack([flat.pop(f"layers.{i}.{rest}") for i in range(c.n_layers)]).reshape(like.shape)
         return flat.pop(name)
 
-    abstract = nnx.state(nnx.eval_shape(lambda: build.MODULES[c.architecture](c)))
-    return jax.tree_util.tree_map_with_path(leaf, abstract)
+    return jax.tree_util.tree_map_with_path(leaf, build.abstract_params(c))
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Raises BadInput where a file stands, or a folder with anything but an earlier export of ours."""
+    """Raises BadInput where a file stands, or a folder where one works or with anything but an export of ours."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir() or folder.is_symlink():
         raise BadInput(f"{folder} is a file or a link; name a new folder")
+    if folder.samefile(Path.cwd()):
+        raise BadInput(f"{folder} is the current directory; name a new folder")
     held = sorted(path.name for path in folder.iterdir())
-    if held and held != sorted((CONFIG, WEIGHTS)):
-        other = next((name for name in held if name not in (CONFIG, WEIGHTS)), held[0])
+    if held and set(held) - {TOKENIZER} != {CONFIG, WEIGHTS}:
+        other = next((name for name in held if name not in (CONFIG, WEIGHTS, TOKENIZER)), held[0])
         raise BadInput(f"{folder} holds {other} already; name a new folder")
     if not held:
         return

@@ -28,6 +28,9 @@ TRAINED_ON = 2**26
 PIECE = 2**20  # most bytes of a document that are encoded as one text
 TOGETHER = 2**22  # bytes of pieces that are encoded side by side: together they bound the memory
 WHITE = b" \n\r\t"
+# The bytes of UTF-8 text beside the NUL: Pythia's tokenizer, made from text, has no token for the 13 others.
+IN_TEXT = frozenset([*range(1, 0xC0), *range(0xC2, 0xF5)])
+NFC = {"type": "NFC"}
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,12 @@ def load(path: Path | str, name: str) -> Tokenizer:
 
 
 def from_json(text: str, name: str) -> Tokenizer:
-    """The tokenizer of a JSON text. Raises BadInput for one that is damaged, or does not give back text exactly."""
+    """The tokenizer of a JSON text. Raises BadInput for one that is damaged, or does not give back text exactly.
+
+    A normaliser must be absent or NFC, as Pythia's, and NFC is left out: text that is in this form, as nearly all is,
+    has the same ids with it and without, and other text is given back exactly, in ids that NFC would not have made.
+    A token that was added and is not special is text like any other. The JSON text is kept as it is.
+    """
 
     def refuse(why: str) -> BadInput:
         return BadInput(f"{name} {why}")
@@ -209,11 +217,12 @@ def from_json(text: str, name: str) -> Tokenizer:
     library = _library()
     try:
         tree = json.loads(text)
-        engine = library.Tokenizer.from_str(text)
+        normalised = isinstance(tree, dict) and tree.get("normalizer") == NFC
+        engine = library.Tokenizer.from_str(json.dumps(tree | {"normalizer": None}) if normalised else text)
     except Exception as error:  # the library raises bare Exceptions
         raise refuse(f"is not a tokenizers JSON file: {error}") from None
-    if tree.get("normalizer") is not None:
-        raise refuse("normalises text, so that it cannot be given back; `normalizer` must be null")
+    if tree.get("normalizer") not in (None, NFC):
+        raise refuse("normalises text, so that it cannot be given back; `normalizer` must be null or NFC")
     if tree["model"].get("dropout"):
         raise refuse("encodes at random; `model.dropout` must be null")
     engine.no_padding()
@@ -234,7 +243,7 @@ def from_json(text: str, name: str) -> Tokenizer:
     except KeyError as error:
         raise refuse(f"is not byte-level: a token holds {error.args[0]!r}, which stands for no byte") from None
     spelled[separator] = corpus.SEPARATOR
-    missing = len(set(byte_of) - set(engine.get_vocab()))
+    missing = len({character for character, byte in byte_of.items() if byte in IN_TEXT} - set(engine.get_vocab()))
     if missing or not _is_byte_level(tree.get("pre_tokenizer")):
         raise refuse(
             f"is not byte-level: {f'{missing} bytes have no token' if missing else 'it must cut text by ByteLevel'}"

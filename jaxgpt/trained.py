@@ -43,18 +43,21 @@ def sweeps(root: Path | str = RAW) -> list[Path]:
     return sorted(found)
 
 
-def find(run: str, root: Path | str = RAW) -> tuple[Path, str]:
+def find(run: str, root: Path | str = RAW, say: Callable[[str], None] = store.log.warning) -> tuple[Path, str]:
     """(sweep folder, run id) of a run, finished or not, by its id or the beginning of it.
 
     `run` may name a folder as well, as in results/raw/demo/laptop/3f2a; it then is sought there. Raises BadInput for
-    one that is not there, with near ids, and for one that several runs fit, with their ids.
+    one that is not there, with near ids, and for one that several runs fit, with their ids. A sweep that cannot be read
+    is passed over: `say` is given one line for each, or the refusal names it.
     """
     where, _, name = run.rpartition("/")
     root = Path(where) if where else Path(root)
-    ids = {folder: _ids(folder) for folder in sweeps(root)}
+    ids, broken = _ids(root)
     fits = [(folder, each) for folder, found in ids.items() for each in found if name and each.startswith(name)]
     exact = [one for one in fits if one[1] == name]
     chosen = exact or fits
+    for line in broken if chosen else ():
+        say(f"passed over: {line}")
     if len(chosen) == 1:
         return chosen[0]
     if chosen:
@@ -64,13 +67,21 @@ def find(run: str, root: Path | str = RAW) -> tuple[Path, str]:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
     count = f"{len(known)} runs; `jaxgpt runs` shows them" if known else "none"
     hint = f"near it: {', '.join(near)}" if near else f"there are {count}"
-    raise BadInput(f"run={run} is not there below {root}; {hint}")
+    raise BadInput("; ".join([f"run={run} is not there below {root}", hint, *broken]))
 
 
-def _ids(folder: Path) -> list[str]:
-    """Ids of the runs that are planned in a folder or have a row there."""
-    rows = {path.stem for path in (folder / "runs").glob("*.json") if not path.name.startswith(".")}
-    return sorted(rows | set(store.planned(folder)))
+def _ids(root: Path) -> tuple[dict[Path, list[str]], list[str]]:
+    """Ids of the runs that are planned or have a row, by sweep folder; and why other folders could not be read."""
+    ids, broken = {}, []
+    for folder in sweeps(root):
+        rows = {path.stem for path in (folder / "runs").glob("*.json") if not path.name.startswith(".")}
+        try:
+            ids[folder] = sorted(rows | set(store.planned(folder)))
+        except BadInput as error:
+            broken.append(str(error))
+        except OSError as error:
+            broken.append(f"{folder / 'sweep.json'} cannot be read: {error.strerror}")
+    return ids, broken
 
 
 def config_of(folder: Path, run_id: str) -> tuple[RunConfig, str]:
@@ -93,14 +104,19 @@ def load_model(
 
     `run` may also be a folder of Hugging Face weights (huggingface.py): then the config has defaults beside the model.
     ema: the running mean of the parameters instead (Polyak averaging; the run needs optimizer.ema). `say` is given one
-    line for a checkpoint that is damaged and passed over. Raises BadInput for a run without a checkpoint, without a
-    running mean, or of a task with a model of its own.
+    line for a checkpoint or a sweep that is damaged and passed over. Raises BadInput for a run without a checkpoint,
+    without a running mean, or of a task with a model of its own, and for a folder that holds no weights.
     """
     from jaxgpt import tokenizer
 
     if (Path(run) / "config.json").is_file():
         return _published(Path(run), ema)
-    folder, run_id = find(run, root)
+    try:
+        folder, run_id = find(run, root, say)
+    except BadInput:
+        if run and Path(run).is_dir():
+            raise BadInput(f"run={run} is a folder that holds no config.json, and not the id of one run") from None
+        raise
     config, identity = config_of(folder, run_id)
     found = checkpoint.restore_latest(folder / "checkpoints" / run_id, None, say)
     if found is None:
@@ -113,20 +129,13 @@ def load_model(
 
 
 def _published(folder: Path, ema: bool) -> Trained:
-    """A folder of Hugging Face weights, with the tokenizer.json that lies there; without one a vocabulary of bytes."""
-    from jaxgpt import huggingface, tokenizer
+    """A folder of Hugging Face weights, and its tokenizer."""
+    from jaxgpt import huggingface
 
     if ema:
         raise BadInput(f"run={folder} has no running mean of its parameters; it is a folder of Hugging Face weights")
     model = huggingface.load_model(folder)
-    path = folder / "tokenizer.json"
-    if not path.exists() and model.config.vocab_size not in (
-        tokenizer.BYTES.vocab_size,
-        tokenizer.BYTES.vocab_size + 1,
-    ):
-        raise BadInput(f"run={folder} has {model.config.vocab_size} tokens and no tokenizer.json that tells which")
-    chosen = tokenizer.load(path, f"run={path}") if path.exists() else tokenizer.BYTES
-    return Trained(model, RunConfig(model=model.config), chosen, 0)
+    return Trained(model, RunConfig(model=model.config), huggingface.load_tokenizer(folder), 0)
 
 
 def _model(config: RunConfig, saved: dict[str, Any], run_id: str) -> Any:

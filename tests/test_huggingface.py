@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxgpt import build, huggingface
+from jaxgpt import build, huggingface, tokenizer
 from jaxgpt.config import BadInput, ModelConfig
 from jaxgpt.families import read_config
 from jaxgpt.store import StoreError
@@ -602,11 +602,88 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(tmp_path):
     (tmp_path / "out" / "thesis.tex").write_text("mine")
     with pytest.raises(BadInput, match=r"out holds thesis.tex already; name a new folder$"):
         huggingface.save(LEARNED, random_params(LEARNED), tmp_path / "out")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "tokenizer.json").write_text("mine")
+    with pytest.raises(BadInput, match=r"alone holds tokenizer.json already; name a new folder$"):
+        huggingface.save(LEARNED, random_params(LEARNED), tmp_path / "alone")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(BadInput, match=r"file is a file or a link; name a new folder$"):
         huggingface.save(LEARNED, random_params(LEARNED), tmp_path / "file")
     assert (tmp_path / "out" / "thesis.tex").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "foreign", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "file", "foreign", "out"]
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["empty", "an earlier export"])
+def test_the_current_directory_is_never_replaced(earlier, tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason=WHY)
+    here = tmp_path / "here"
+    here.mkdir()
+    if earlier:
+        huggingface.save(LEARNED, random_params(LEARNED), here)
+    (tmp_path / "link").symlink_to(here)
+    monkeypatch.chdir(here)
+    before = here.stat().st_ino
+    for name in ("", ".", Path(""), Path("."), here, "../here", tmp_path / "link" / "."):
+        with pytest.raises(BadInput, match=r"^[^\n]* is (the current directory|a file or a link); name a new folder$"):
+            huggingface.save(LEARNED, random_params(LEARNED), name)
+    assert here.stat().st_ino == before
+    huggingface.save(LEARNED, random_params(LEARNED), "new")
+    assert (here / "new" / "config.json").exists()
+
+
+def bpe():
+    pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'jaxgpt[bpe]'")
+    return tokenizer.train([b"the cat sat on the mat"], 260)
+
+
+def test_a_tokenizer_is_written_beside_the_weights_and_read_again(tmp_path):
+    pytest.importorskip("safetensors", reason=WHY)
+    c = dataclasses.replace(LEARNED, vocab_size=300)
+    made, out = bpe(), tmp_path / "out"
+
+    def written(**how):
+        huggingface.save(c, random_params(c), out, **how)
+        config = json.loads((out / "config.json").read_text())
+        assert huggingface.load(out)[0] == c
+        return {path.name for path in out.iterdir()} - {"config.json", "model.safetensors"}, {
+            name: config.get(name) for name in ("bos_token_id", "eos_token_id", "jaxgpt_tokenizer")
+        }
+
+    separated = dataclasses.replace(made, separator=7)  # an id that is no default
+    ends = {"bos_token_id": 7, "eos_token_id": 7, "jaxgpt_tokenizer": None}
+    assert written(tokenizer=separated) == ({"tokenizer.json"}, ends)
+    assert huggingface.load_tokenizer(out) == made
+    # Each replaces the one before, tokenizer.json and all.
+    of_bytes = {"bos_token_id": 0, "eos_token_id": 0, "jaxgpt_tokenizer": "bytes"}
+    assert written(tokenizer=tokenizer.BYTES) == (set(), of_bytes)
+    assert huggingface.load_tokenizer(out) is tokenizer.BYTES
+    assert written() == (set(), dict.fromkeys(of_bytes))
+    with pytest.raises(BadInput, match=r"out has no tokenizer.json, and its config.json does not say that its tokens"):
+        huggingface.load_tokenizer(out)
+    assert written(tokenizer=made)[0] == {"tokenizer.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"^model.vocab_size=11 is too small for a tokenizer of 256 ids$"):
+        huggingface.save(LEARNED, random_params(LEARNED), tmp_path / "out", tokenizer=tokenizer.BYTES)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("c", [LEARNED, ROPE], ids=["gpt2", "neox"])
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_all_tensors_of_a_running_mean_have_the_dtype_of_the_config(c, scan_layers, tmp_path):
+    """The running mean of a bfloat16 model is float32, and a model without biases gets zeros."""
+    load_file = pytest.importorskip("safetensors.numpy", reason=WHY).load_file
+    c = dataclasses.replace(c, param_dtype="bfloat16", bias=False, scan_layers=scan_layers)
+    mean = jax.tree.map(lambda x: x.astype(np.float32) * np.float32(1.001), random_params(c))
+    folder = huggingface.save(c, mean, tmp_path / "out")
+    tensors = load_file(folder / "model.safetensors")
+    assert {name: value.dtype for name, value in tensors.items()} == dict.fromkeys(tensors, jnp.dtype("bfloat16"))
+    assert json.loads((folder / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    loaded = flat(huggingface.load(folder, param_dtype="bfloat16", scan_layers=scan_layers)[1])
+    for name, value in flat(mean).items():
+        assert np.array_equal(loaded[name], value.astype(jnp.dtype("bfloat16"))), name
 
 
 def test_a_full_disk_leaves_what_stood_before(tmp_path, monkeypatch):

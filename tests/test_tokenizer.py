@@ -5,6 +5,8 @@ import os
 import random
 import subprocess
 import sys
+import unicodedata
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -90,6 +92,7 @@ def test_the_alphabet_is_the_librarys():
         ((spelled, _),) = cut.pre_tokenize_str(character)
         seen |= dict(zip(spelled, character.encode(), strict=True))
     assert len(seen) == 127 + 64 + 51
+    assert set(seen.values()) == tokenizer.IN_TEXT
     assert all(ours[character] == byte for character, byte in seen.items())
 
 
@@ -220,7 +223,7 @@ def test_a_kept_tokenizer_that_is_missing_or_changed_is_refused(bpe, tmp_path):
 
 
 def gpt2_like():
-    """A file as GPT-2's: special token last, a post-processor, merges of our own."""
+    """As GPT-2's file: special token last, in the model's vocabulary too, a post-processor; merges of our own."""
     engine = library.Tokenizer(library.models.BPE())
     engine.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder, engine.post_processor = library.decoders.ByteLevel(), library.processors.ByteLevel()
@@ -229,7 +232,31 @@ def gpt2_like():
     )
     engine.train_from_iterator([text.decode() for text in TEXTS], trainer)
     engine.add_special_tokens(["<|endoftext|>"])
-    return engine
+    tree = json.loads(engine.to_str())
+    tree["model"]["vocab"]["<|endoftext|>"] = 300
+    return library.Tokenizer.from_str(json.dumps(tree))
+
+
+def pythia_like(**changes):
+    """JSON as Pythia's (GPT-NeoX-20B's): NFC, special tokens first, no token for the bytes that UTF-8 text cannot
+    hold, and 23 runs of spaces that were added behind the merges and are not special.
+    """
+    engine = library.Tokenizer(library.models.BPE())
+    engine.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder, engine.post_processor = library.decoders.ByteLevel(), library.processors.ByteLevel()
+    byte_of = tokenizer.alphabet()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=300,
+        show_progress=False,
+        special_tokens=["<|endoftext|>", "<|padding|>"],
+        initial_alphabet=sorted(c for c, byte in byte_of.items() if byte not in (0xC0, 0xC1, *range(0xF5, 0x100))),
+    )
+    engine.train_from_iterator([*(text.decode() for text in TEXTS), "caf\u00e9 " * 5], trainer)
+    tree = json.loads(engine.to_str())
+    assert (len(tree["model"]["vocab"]), tree["model"]["vocab"]["Ċ"]) == (300, 187)  # as in the original
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    tree["added_tokens"] += [{"id": 300 + i, "content": " " * (24 - i), **plain} for i in range(23)]
+    return json.dumps(tree | {"normalizer": {"type": "NFC"}} | changes)
 
 
 def test_a_file_as_gpt2s_is_read_with_its_own_separator(tmp_path):
@@ -238,6 +265,64 @@ def test_a_file_as_gpt2s_is_read_with_its_own_separator(tmp_path):
     assert (read.separator, read.vocab_size) == (300, 301)
     assert read.encode(b"the\0the").tolist()[len(read.encode(b"the"))] == 300
     assert read.decode(read.encode(b"the\0 cat")) == b"the\0 cat"
+
+
+def test_a_file_as_pythias_is_read_and_gives_the_ids_of_the_library():
+    made = pythia_like()
+    read, engine = tokenizer.from_json(made, "pythia"), library.Tokenizer.from_str(made)
+    assert (read.separator, read.vocab_size, read.json) == (0, 323, made)
+    assert read.spelled[1] == b""  # <|padding|>
+    assert read.spelled[300:] == tuple(b" " * n for n in range(24, 1, -1))
+    spaced = ["a" + " " * 30 + "b", "   ", " x  \n     y", "caf\u00e9\tcaf\u00e9"]
+    for text in [*(text.decode() for text in TEXTS), *spaced]:
+        assert unicodedata.is_normalized("NFC", text)
+        ids = read.encode(text.encode())
+        assert ids.tolist() == engine.encode(text).ids
+        assert read.decode(ids) == text.encode()
+    assert read.encode(b"a" + b" " * 30 + b"b").tolist()[1:3] == [300, 318]  # 24 + 6
+    assert read.encode(b"the\0  the")[len(read.encode(b"the")) :][:2].tolist() == [0, 322]
+
+
+def test_text_that_nfc_would_change_comes_back_exactly_in_other_ids():
+    made = pythia_like()
+    read, engine = tokenizer.from_json(made, "pythia"), library.Tokenizer.from_str(made)
+    text = "cafe\u0301"
+    assert read.decode(read.encode(text.encode())) == text.encode()
+    assert engine.encode(text).ids == engine.encode("caf\u00e9").ids == read.encode("caf\u00e9".encode()).tolist()
+    assert read.encode(text.encode()).tolist() != engine.encode(text).ids
+
+
+@cache
+def read_pythia():
+    return tokenizer.from_json(pythia_like(), "pythia")
+
+
+@settings(max_examples=100, deadline=None)
+@given(ANY_TEXT | st.text(" \n\u0301eé<|>", max_size=40))
+def test_any_text_comes_back_exactly_from_a_file_as_pythias(text):
+    read = read_pythia()
+    ids = read.encode(text.encode())
+    assert read.decode(ids) == text.encode()
+    assert read.bytes_V[ids].sum() == len(text.encode())
+    assert (ids == 0).sum() == text.count("\0")
+
+
+def test_an_added_token_whose_own_text_is_not_nfc_is_found_as_it_is_written():
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    added = [*json.loads(pythia_like())["added_tokens"], {"id": 323, "content": "e\u0301", **plain}]
+    read = tokenizer.from_json(pythia_like(added_tokens=added), "x")
+    assert read.encode("e\u0301".encode()).tolist() == [323]
+    assert read.decode(read.encode("\u00e9 e\u0301".encode())) == "\u00e9 e\u0301".encode()
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [{"type": "NFKC"}, {"type": "NFD"}, {"type": "Lowercase"}, {"type": "Sequence", "normalizers": [{"type": "NFC"}]},
+     {"type": "Prepend", "prepend": "x"}],
+)  # fmt: skip
+def test_normalisers_other_than_nfc_are_refused(normalizer):
+    with pytest.raises(BadInput, match=r"^x normalises text, .*; `normalizer` must be null or NFC$"):
+        tokenizer.from_json(pythia_like(normalizer=normalizer), "x")
 
 
 def test_padding_and_truncation_of_a_file_do_not_touch_text():
@@ -259,7 +344,6 @@ def pre(**changes):
         (lambda good: "", "x is not a tokenizers JSON file: "),
         (lambda good: good[: len(good) // 2], "x is not a tokenizers JSON file: "),
         (lambda good: "[1, 2]", "x is not a tokenizers JSON file: "),
-        (lambda good: edited(good, normalizer={"type": "NFC"}), "x normalises text.*`normalizer` must be null"),
         (lambda good: edited(good, pre_tokenizer=None), "x is not byte-level: it must cut text by ByteLevel"),
         (lambda good: edited(good, **pre(add_prefix_space=True)), "x is not byte-level: it must cut text by ByteLevel"),
         (lambda good: edited(good, added_tokens=[]), "x has no special token that ends a document"),
@@ -279,7 +363,7 @@ def test_a_tokenizer_of_words_is_refused():
         tokenizer.from_json(engine.to_str(), "x")
     engine = library.Tokenizer(library.models.WordLevel({"word": 0, "[UNK]": 1}, unk_token="[UNK]"))
     engine.add_special_tokens(["</s>"])
-    with pytest.raises(BadInput, match="x is not byte-level: 256 bytes have no token"):
+    with pytest.raises(BadInput, match="x is not byte-level: 242 bytes have no token"):
         tokenizer.from_json(engine.to_str(), "x")
 
 

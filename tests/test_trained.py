@@ -70,6 +70,58 @@ def test_an_unknown_run_names_near_ones(folder, ids):
     assert "is not there" in refusal(find, "", folder)
 
 
+@pytest.mark.parametrize("unreadable", [False, True])
+def test_a_broken_sweep_somewhere_else_is_said_and_does_not_stop_the_search(unreadable, tmp_path, monkeypatch, caplog):
+    for name in ("abc111", "abc222"):
+        store.write_row(tmp_path / "good", {"run_id": name})
+    (tmp_path / "good" / "curves").mkdir()
+    bad = tmp_path / "bad" / "sweep.json"
+    store.write_row(bad.parent, {"run_id": "abc111"})
+    bad.write_text("{")
+    why = f"{bad} is not a JSON file: "
+    if unreadable:
+        planned = store.planned
+
+        def denied(folder):
+            if folder == bad.parent:
+                raise PermissionError(13, "Permission denied", str(bad))
+            return planned(folder)
+
+        monkeypatch.setattr(store, "planned", denied)
+        why = f"{bad} cannot be read: Permission denied"
+    assert find("abc111", tmp_path) == (tmp_path / "good", "abc111")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages[0].startswith(f"passed over: {why}")
+    said = []
+    assert find("abc2", tmp_path, said.append) == (tmp_path / "good", "abc222")
+    assert said == caplog.messages
+    missing = refusal(find, "zzzz", tmp_path)
+    assert missing.startswith(f"run=zzzz is not there below {tmp_path}; there are 2 runs; ")
+    assert f"; {why}" in missing
+    assert "\n" not in missing
+    assert why in refusal(find, "abc111", bad.parent)
+    assert len(caplog.records) == 1  # a refusal says it itself
+
+
+def test_a_folder_without_weights_is_said_to_be_one(folder, ids, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    short = ids[0][:3]
+    (tmp_path / "model").mkdir()
+    (tmp_path / short).mkdir()
+    says = "is a folder that holds no config.json, and not the id of one run"
+    for name in ("model", "model/", str(tmp_path / "model"), "."):
+        assert refusal(load_model, name, folder) == f"run={name} {says}"
+    # Where several ids begin with its name, too.
+    for name in ("e1", "e2"):
+        store.write_row(tmp_path / "raw", {"run_id": name})
+    (tmp_path / "raw" / "curves").mkdir()
+    (tmp_path / "e").mkdir()
+    assert refusal(load_model, "e", tmp_path / "raw") == f"run=e {says}"
+    # But a run is a run, also if a folder has the same name, and FOLDER/ID.
+    assert load_model(short, folder).config == load_model(f"{folder}/{short}").config == config_of(folder, ids[0])[0]
+    assert "is not there" in refusal(load_model, "", folder)
+
+
 def test_the_config_of_a_run_comes_from_the_plan_and_without_it_from_the_row(folder, ids, short, tmp_path):
     planned = config_of(folder, ids[1])
     assert planned == (override(short, {"train.seed": 1}), store.planned(folder)[ids[1]]["identity"])

@@ -343,4 +343,40 @@ def test_an_exported_run_is_a_folder_of_weights_that_says_the_same(command, raw,
     say = ("--prompt", "the", "--max-tokens", 5, "--temperature", 0)
     assert command("sample", "out", *say).out == command("sample", ids[0], "--results", raw, *say).out
     assert command("sample", "out", "--ema").err.startswith("jaxgpt: run=out has no running mean")
-    assert command("export-hf", ids[0], here, "--results", raw).code == 2  # a folder that holds something else
+    (here / "other").mkdir()
+    (here / "other" / "mine").touch()
+    for name, says in (("other", "holds mine already"), ("", "is the current directory"), (".", "current directory")):
+        refused = command("export-hf", ids[0], name, "--results", raw)
+        assert (refused.code, len(refused.err.splitlines())) == (2, 1)
+        assert says in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["data.tokenizer=bpe", "model.vocab_size=300"], ["config.json", "model.safetensors", "tokenizer.json"]),
+        # More than the 257 that bytes and a mask need.
+        (["model.vocab_size=300"], ["config.json", "model.safetensors"]),
+    ],
+    ids=["bpe", "bytes"],
+)
+def test_an_export_says_the_same_text_in_the_runs_own_tokens(command, settings, here, words, files):
+    pytest.importorskip("safetensors", reason="needs safetensors: pip install 'jaxgpt[hf]'")
+    if "data.tokenizer=bpe" in words:
+        pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'jaxgpt[bpe]'")
+    done = command("train", *settings, *words, "--out", "s")
+    assert done.code == 0, done.err
+    (run_id,) = store.planned("s")
+    for _ in range(2):  # the second replaces the first
+        done = command("export-hf", run_id, "out", "--results", "s")
+        assert (done.code, done.err) == (0, "")
+        assert sorted(path.name for path in (here / "out").iterdir()) == files
+    run, export = load_model(run_id, "s"), load_model("out")
+    assert export.tokenizer == run.tokenizer
+    config = read(here / "out" / "config.json")
+    assert config["bos_token_id"] == config["eos_token_id"] == run.tokenizer.separator
+    say = ("--prompt", "the quick", "--max-tokens", 12, "--temperature", 0)
+    texts = [command("sample", *words, *say) for words in ((run_id, "--results", "s"), ("out",))]
+    assert [text.code for text in texts] == [0, 0]
+    assert texts[0].out == texts[1].out
+    assert len(texts[0].out) > len("the quick\n")
