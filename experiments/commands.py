@@ -171,6 +171,7 @@ def sample(flags: Sample, console: Console) -> None:
     tokens = generate(trained.model, ids, max_tokens=flags.max_tokens, temperature=flags.temperature,
                       top_k=flags.top_k, top_p=flags.top_p, seed=flags.seed, stop=tokenizer.separator,
                       vocabulary=tokenizer.vocab_size)  # fmt: skip
+    sys.stderr.write(f"{flags.run}, step {trained.step:,}\n")
     made, text = [], codecs.getincrementaldecoder("utf-8")("replace")
     console.file.write(flags.prompt)
     for token in tokens:
@@ -189,6 +190,8 @@ def export_hf(flags: ExportHf, console: Console) -> None:
 
         from jaxgpt import huggingface
         from jaxgpt.trained import load_model
+    if (flags.folder / "config.json").exists():  # perhaps of another run
+        raise BadInput(f"folder={flags.folder} holds an export already; name a new folder")
     trained = load_model(flags.run, flags.results, flags.ema, _warn)
     params = nnx.state(trained.model)
     folder = huggingface.save(trained.config.model, params, flags.folder, tokenizer=trained.tokenizer)

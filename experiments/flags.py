@@ -161,7 +161,10 @@ class Diff:
 
 @dataclass(frozen=True)
 class ExportHf:
-    """Write a run's model as safetensors that Hugging Face's transformers loads, as GPT-2 or GPT-NeoX (Pythia)."""
+    """Write a run's model, and its tokenizer unless it is bytes, as safetensors that Hugging Face's transformers loads.
+
+    As GPT-2 (learned positions) or GPT-NeoX (rope): layer norms, one GELU or ReLU MLP, no grouped queries, no muP.
+    """
 
     run: RunName
     """a run's id or the beginning of it, as `jaxgpt runs` shows; also FOLDER/ID"""

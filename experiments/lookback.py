@@ -141,8 +141,8 @@ def _final(a: dict[str, Any], b: dict[str, Any], name: str) -> dict[str, Any] | 
         errors = [e * p[name] / p["validation_loss"] for e, p in zip(errors, last, strict=True)]
     both = math.hypot(*errors) if all(map(is_number, errors)) else None
     difference = losses[1] - losses[0]
-    return {"step": [p["step"] for p in last], "loss": losses, "loss_sem": errors, "difference": difference,
-            "standard_error": both, "unit": UNITS[name]}  # fmt: skip
+    return {"step": [p["step"] for p in last], "tokens": [p["tokens"] for p in last], "loss": losses,
+            "loss_sem": errors, "difference": difference, "standard_error": both, "unit": UNITS[name]}  # fmt: skip
 
 
 # --- for people ----------------------------------------------------------------------------------------------------
@@ -273,6 +273,7 @@ def _print_common(compared: dict[str, Any], console: Console) -> None:
         console.print(f"the curves have no {by} in common")
     if final := compared["final"]:
         steps = "step {:,} and {:,}".format(*final["step"])
+        steps += "" if final["tokens"][0] == final["tokens"][1] else ", after different numbers of tokens"
         error = "" if final["standard_error"] is None else f" ± {final['standard_error']:.4f}"
         console.print(f"last validation ({steps}): B - A = {final['difference']:+.4f}{error} {final['unit']} "
                       "(standard errors combined as independent)",

@@ -53,15 +53,29 @@ def planned_row(run_id: str, config: RunConfig, status: str) -> dict[str, Any]:
 LEGEND = "N: all parameters; D: training tokens; C: 6ND FLOPs; loss: nats per token ± standard error"
 
 
+MOST_COLUMNS = 6  # of settings in a table of runs
+STACKED = "not at its default"
+
+
 def runs_table(rows: list[dict[str, Any]]) -> Table:
     """Runs for people: id, state, the settings in which they differ, N, D, C, loss, time."""
     from analysis.plots import short
 
-    differ = [f.path for f in fields(RunConfig) if len({setting(row.get(f.path)) for row in rows}) > 1]
+    differ = [f for f in fields(RunConfig) if len({setting(row.get(f.path)) for row in rows}) > 1]
+    settings: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        (f.path.partition(".")[2], lambda row, path=f.path: setting(row.get(path))) for f in differ
+    ]
+    if len(differ) > MOST_COLUMNS:  # they would leave no room for the numbers
+
+        def stacked(row: dict[str, Any]) -> str:
+            own = [f for f in differ if f.path in row and setting(row[f.path]) != setting(f.default)]
+            return " ".join(f"{f.path.partition('.')[2]}={setting(row[f.path])}" for f in own)
+
+        settings = [(STACKED, stacked)]
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("run", lambda row: row["run_id"]),
         ("state", lambda row: row["status"]),
-        *((path.partition(".")[2], lambda row, path=path: setting(row.get(path))) for path in differ),
+        *settings,
         ("N", lambda row: short(row["params_total"])),
         ("D", lambda row: short(row["tokens"])),
         ("C", lambda row: f"{row['flops_6nd']:.1e}"),
@@ -74,9 +88,8 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
         ]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, _ in columns:
-        table.add_column(
-            name, justify="left" if name in ("run", "state") else "right", no_wrap=name in ("run", "C", "loss")
-        )
+        left, number = name in ("run", "state", STACKED), name in ("run", "N", "D", "C", "loss", "bits/byte", "seconds")
+        table.add_column(name, justify="left" if left else "right", no_wrap=number, overflow="fold")
     for row in sorted(rows, key=lambda row: (row["params_total"], row["tokens"])):
         table.add_row(*(cell(row) for _, cell in columns))
     return table

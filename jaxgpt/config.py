@@ -213,7 +213,7 @@ class DataConfig:
         identity=False,
     )
     objective: Literal["next", "masked"] = field(
-        "next", "what is predicted: the next token, or tokens hidden as in BERT (needs model.causal=false)"
+        "next", "the next token, or tokens hidden as in BERT (with model.causal=false and, for bytes, vocab_size=257)"
     )
     mask_fraction: float = field(
         0.15, "masked: share of tokens to predict; of these 80 % are hidden, 10 % random", above=0.0, below=1.0

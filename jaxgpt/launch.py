@@ -110,7 +110,8 @@ def sweep(
     with _stopping(max_minutes) as stop, Progress(runs, show=progress) as shown:
         pending = [run for run in runs if not shown.skipped(run, store.read_row(folder, run.id))]
         if len(pending) < len(runs):
-            shown.say(f"{len(runs) - len(pending)} of them are done already")
+            done = len(runs) - len(pending)
+            shown.say("it is done already" if len(runs) == 1 else f"{done} of them are done already")
         while pending and not stop():
             left = [run for run in pending if not stop() and not _done(run, stop, shown, trackers)]
             # Runs that neither finished here nor were stopped are in other hands: look again later.

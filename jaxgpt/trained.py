@@ -62,7 +62,7 @@ def find(run: str, root: Path | str = RAW, say: Callable[[str], None] = store.lo
         return chosen[0]
     if chosen:
         listed = ", ".join(f"{folder}/{each}" for folder, each in chosen[:8]) + (", ..." if len(chosen) > 8 else "")
-        raise BadInput(f"run={run} is not one run: {len(chosen)} fit it: {listed}")
+        raise BadInput(f"run={run} is not one run: {len(chosen)} fit it, name one as FOLDER/ID: {listed}")
     known = sorted(set().union(*ids.values()))
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
     count = f"{len(known)} runs; `jaxgpt runs` shows them" if known else "none"

@@ -501,7 +501,7 @@ def test_a_corpus_that_is_too_long_for_32_bit_positions_is_refused_unless_stream
             {"data.objective": "masked", "model.causal": False},
             "model.vocab_size=256 is too small for bytes and a mask; it must be at least 257",
         ),
-        ({"data.tokenizer": "bpe"}, "data.tokenizer=bpe has 256 of model.vocab_size's tokens; it needs 257"),
+        ({"data.tokenizer": "bpe"}, "as model.vocab_size leaves, 256 here, and needs at least 257"),
         ({"data.tokenizer": "gone.json"}, "data.tokenizer=gone.json cannot be read as a tokenizer: No such file"),
         ({"model.context": 5000}, "too short: the validation stream has 2000 bytes and needs 5001"),
         (

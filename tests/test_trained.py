@@ -48,10 +48,12 @@ def test_a_beginning_that_several_runs_share_lists_them(tmp_path):
     (tmp_path / "s" / "curves").mkdir()
     assert find("abd", tmp_path) == (tmp_path / "s", "abd333")
     said = refusal(find, "abc", tmp_path)
-    assert said == f"run=abc is not one run: 2 fit it: {tmp_path}/s/abc111, {tmp_path}/s/abc222"
+    assert said == f"run=abc is not one run: 2 fit it, name one as FOLDER/ID: {tmp_path}/s/abc111, {tmp_path}/s/abc222"
     store.write_row(tmp_path / "t", {"run_id": "abd333"})
     (tmp_path / "t" / "curves").mkdir()
-    assert refusal(find, "abd333", tmp_path).endswith(f"2 fit it: {tmp_path}/s/abd333, {tmp_path}/t/abd333")
+    assert refusal(find, "abd333", tmp_path).endswith(
+        f"2 fit it, name one as FOLDER/ID: {tmp_path}/s/abd333, {tmp_path}/t/abd333"
+    )
     assert find(f"{tmp_path}/t/abd", tmp_path) == (tmp_path / "t", "abd333")
 
 

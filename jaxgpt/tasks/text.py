@@ -87,8 +87,8 @@ def _choose(text: Corpus | Listing, name: str, vocab_size: int) -> Tokenizer:
         return tokenizer.load(name, f"data.tokenizer={name}")
     if vocab_size < tokenizer.SMALLEST:
         raise BadInput(
-            f"data.tokenizer=bpe has {vocab_size} of model.vocab_size's tokens; it needs {tokenizer.SMALLEST}, "
-            "and data.objective=masked one more"
+            f"data.tokenizer=bpe trains as many tokens as model.vocab_size leaves, {vocab_size} here, and needs at "
+            f"least {tokenizer.SMALLEST}; set for example model.vocab_size=1024"
         )
     return tokenizer.train(corpus.sampled(text), vocab_size)
 

@@ -15,10 +15,10 @@ import pytest
 
 from analysis.plots import short
 from experiments.registry import papers
-from jaxgpt import RunConfig, launch, store
+from jaxgpt import RunConfig, launch, override, store
 from jaxgpt.config import fields, flatten
 
-COMMANDS = ("list", "reproduce", "train", "sweep", "runs", "show", "diff", "sample", "export")
+COMMANDS = ("list", "reproduce", "train", "sweep", "runs", "show", "diff", "sample", "export", "export-hf")
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +100,7 @@ FLAGS = {
     "diff": ["RUN_A", "RUN_B", "--results", "--json"],
     "sample": ["RUN", "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--results"],
     "export": ["FOLDER", "FILE", "--curves", ".csv", ".parquet"],
+    "export-hf": ["RUN", "FOLDER", "--ema", "--results"],
 }
 
 
@@ -689,3 +690,19 @@ def test_a_full_disk_leaves_no_half_of_a_table(command, here, three_runs, monkey
         f"jaxgpt: {rest[-1]}: no space left on the disk; free some and run the same command again"
     )
     assert tree(here) == {}
+
+
+def test_runs_that_differ_in_many_settings_keep_their_numbers_whole(capsys):
+    from rich.console import Console
+
+    from experiments.tables import planned_row, runs_table
+
+    base = {"model.d_model": 32, "model.n_layers": 3, "train.steps": 12_345, "train.seed": 77, "model.n_heads": 2,
+            "model.context": 64, "model.mlp": "swiglu", "optimizer.learning_rate": 0.0123}  # fmt: skip
+    configs = [override(RunConfig(), dict(list(base.items())[: i + 1])) for i in range(8)]
+    rows = [planned_row(f"{i:012x}", each, "to do") for i, each in enumerate(configs)]
+    Console(width=100).print(runs_table(rows))
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert "steps=12345" in "".join(shown.split()) and "0.0123" in shown  # noqa: PT018
+    assert "n_layers=3" in shown

@@ -367,10 +367,11 @@ def test_an_export_says_the_same_text_in_the_runs_own_tokens(command, settings, 
     done = command("train", *settings, *words, "--out", "s")
     assert done.code == 0, done.err
     (run_id,) = store.planned("s")
-    for _ in range(2):  # the second replaces the first
-        done = command("export-hf", run_id, "out", "--results", "s")
-        assert (done.code, done.err) == (0, "")
-        assert sorted(path.name for path in (here / "out").iterdir()) == files
+    done = command("export-hf", run_id, "out", "--results", "s")
+    assert (done.code, done.err) == (0, "")
+    assert sorted(path.name for path in (here / "out").iterdir()) == files
+    again = command("export-hf", run_id, "out", "--results", "s")
+    assert (again.code, again.err) == (2, "jaxgpt: folder=out holds an export already; name a new folder\n")
     run, export = load_model(run_id, "s"), load_model("out")
     assert export.tokenizer == run.tokenizer
     config = read(here / "out" / "config.json")
