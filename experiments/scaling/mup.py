@@ -443,7 +443,7 @@ PAPER = Paper(
     claims=CLAIMS,
     takes={
         "smoke": "half a minute",
-        "laptop": "about 7 minutes on 2 CPU cores",
+        "laptop": "about 14 minutes on 2 CPU cores",
         "paper": "for a GPU; not yet run",
     },
     run=run,
