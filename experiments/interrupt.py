@@ -10,6 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PREEMPTED = 75  # EX_TEMPFAIL: what asks to be run again
+
+
+def ended_by(signum: int) -> int:
+    """The exit code after a signal that stopped the work cleanly. A machine that is wanted back sends SIGTERM, and
+    schedulers run again what ends with 75.
+    """
+    return PREEMPTED if signum == signal.SIGTERM else 128 + signum
 
 
 @contextmanager
@@ -29,4 +37,4 @@ def ending_at_once() -> Iterator[None]:
 
 def _end(signum: int, _frame: Any) -> None:
     os.write(2, b"\njaxgpt: stopped; the same command goes on\n")
-    os._exit(128 + signum)
+    os._exit(ended_by(signum))

@@ -75,6 +75,7 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("run", lambda row: row["run_id"]),
         ("state", lambda row: row["status"]),
+        *([("population", lambda row: row["population"])] if all("population" in row for row in rows) else []),
         *settings,
         ("N", lambda row: short(row["params_total"])),
         ("D", lambda row: short(row["tokens"])),

@@ -6,7 +6,8 @@
 
 A checkpoint is made under a temporary name and renamed when it is whole and on disk, so a folder named step_* was
 whole once. The manifest is needed because a flipped byte in an Orbax array file loads silently with wrong values.
-One process at a time saves into a folder (lease.py); any number may read.
+One process at a time saves into a folder (lease.py); any number may read. Several that train one model (parallel.py)
+call `save`, `restore_latest` and `discard_after` together, on a folder that all of them see, and process 0 writes.
 
 Orbax sees a flat dict of host arrays, never the tree itself: NamedTuples and optax states then come back through
 `like`, and another version of flax or optax, or another number of devices, changes nothing on disk.
@@ -22,6 +23,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +35,7 @@ from jaxgpt.config import BadInput
 from jaxgpt.store import StoreError, jsonable, out_of_space, store_error, sync_folder
 
 FORMAT = 1  # of the folder's layout
+_ONE_CALL = threading.Lock()  # lanes of a sweep save from threads; Orbax fails when two use its event loops at once
 
 
 class Damaged(StoreError):
@@ -54,8 +57,21 @@ def save(
     if keep < 1:
         raise ValueError(f"keep={keep} would delete the checkpoint that was just saved")
     folder = Path(folder)
-    arrays = _flatten(state)
-    temporary, final = _temporary(folder), folder / _name(step)
+    arrays, final = _flatten(state), folder / _name(step)  # all processes: each has a part of the arrays
+
+    def write() -> None:
+        _save(final, step, state, arrays, meta)
+        for old in [s for s in steps(folder) if s <= step][:-keep]:
+            if old not in spare:
+                _discard(folder / _name(old))
+
+    _by_writer(write, f"save {final}")
+    return final
+
+
+def _save(final: Path, step: int, state: Any, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    folder = final.parent
+    temporary = _temporary(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _tidy(folder)
@@ -75,10 +91,6 @@ def save(
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in [s for s in steps(folder) if s <= step][:-keep]:
-        if old not in spare:
-            _discard(folder / _name(old))
-    return final
 
 
 def steps(folder: Path | str) -> list[int]:
@@ -94,7 +106,15 @@ def restore_latest(
     `like` is a pytree of arrays or jax.ShapeDtypeStructs; None gives nested dicts. Leaves are NumPy arrays with the
     saved bits, shapes and dtypes. One that is damaged or does not fit is named in one line through `say`.
     """
-    folder = Path(folder)
+    from jaxgpt import parallel
+
+    # Process 0 chooses: two that look at different moments might find different ones.
+    step, found = _newest_good(Path(folder), like, say) if parallel.is_writer() else (-1, None)
+    step = parallel.agree(step)
+    return found if parallel.is_writer() or step < 0 else restore(folder, like, step)
+
+
+def _newest_good(folder: Path, like: Any, say: Callable[[str], None]) -> tuple[int, tuple[Any, dict[str, Any]] | None]:
     bad: list[str] = []
     for step, path in _committed(folder):
         try:
@@ -104,17 +124,21 @@ def restore_latest(
             continue
         for line in bad:
             say(f"{line}; using {_name(step)}")
-        return found
+        return step, found
     for line in bad:
         say(f"{line}; there is no good older one")
-    return None
+    return -1, None
 
 
 def discard_after(folder: Path | str, step: int) -> None:
     """Deletes the checkpoints of later steps: those that a roll-back to this step has made void."""
-    for later, path in _committed(Path(folder)):
-        if later > step:
-            _discard(path)
+
+    def discard() -> None:
+        for later, path in _committed(Path(folder)):
+            if later > step:
+                _discard(path)
+
+    _by_writer(discard, f"delete the checkpoints behind step {step} of {folder}")
 
 
 def restore(folder: Path | str, like: Any, step: int) -> tuple[Any, dict[str, Any]]:
@@ -141,6 +165,23 @@ def _path(folder: Path, step: int) -> Path:
         there = ", ".join(map(str, steps(folder))) or "none"
         raise BadInput(f"{folder} has no checkpoint of step {step}; there: {there}")
     return paths[0]
+
+
+def _by_writer(write: Callable[[], None], what: str) -> None:
+    """Does on process 0 what is to be done once, while the others wait. If it fails there, all raise."""
+    from jaxgpt import parallel
+
+    error: Exception | None = None
+    try:
+        if parallel.is_writer():
+            write()
+    except Exception as raised:
+        error = raised
+    failed = parallel.agree(int(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise StoreError(f"process 0 could not {what}; its own message says why")
 
 
 # --- names and commits ---------------------------------------------------------------------------------------------
@@ -233,11 +274,13 @@ def _leaves(tree: Any) -> dict[str, tuple[list[str], Any]]:
 def _flatten(state: Any) -> dict[str, np.ndarray]:
     import jax
 
+    from jaxgpt import parallel
+
     arrays = {}
     for name, (_, leaf) in _leaves(state).items():
         if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             raise TypeError(f"{name} is a typed PRNG key; save jax.random.key_data of it")
-        arrays[name] = np.asarray(leaf)
+        arrays[name] = parallel.gather(leaf)
         if arrays[name].dtype.hasobject or arrays[name].dtype.kind in "USMm":
             raise TypeError(f"{name} is no array of numbers: {leaf!r}")
     return arrays
@@ -368,10 +411,11 @@ def _quietly(call: Callable[[], Any]) -> Any:
 
     On Ctrl-C the call is waited for, so that nothing writes into a folder that is being removed.
     """
-    absl, before = logging.getLogger("absl"), logging.getLogger("absl").level
-    absl.setLevel(logging.CRITICAL)  # Orbax reports its progress there, and what it raises anyway
-    try:
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="orbax") as thread:
-            return thread.submit(call).result()
-    finally:
-        absl.setLevel(before)
+    with _ONE_CALL:
+        absl, before = logging.getLogger("absl"), logging.getLogger("absl").level
+        absl.setLevel(logging.CRITICAL)  # Orbax reports its progress there, and what it raises anyway
+        try:
+            with ThreadPoolExecutor(max_workers=1, thread_name_prefix="orbax") as thread:
+                return thread.submit(call).result()
+        finally:
+            absl.setLevel(before)

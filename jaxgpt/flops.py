@@ -1,4 +1,4 @@
-"""How large a model is and what its training costs: parameters, FLOPs and bytes, by stated conventions.
+"""How large a model is and what its training costs: parameters and FLOPs, by stated conventions. Bytes: memory.py.
 
 Closed forms from the config alone: they import no JAX, so that a sweep can be planned before anything starts.
 Tests hold them to the real model's leaves, to the matrix products of its traced gradient, and to XLA's own count.
@@ -14,7 +14,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxgpt.config import BadInput, ModelConfig, RunConfig
+from jaxgpt.config import BadInput, ModelConfig
 
 Pairs = Literal["full", "causal"]  # which query-key pairs are counted
 
@@ -210,37 +210,3 @@ def xla_flops(c: ModelConfig, batch: int) -> float:
     counted = step.lower(params, inputs, targets).compile().cost_analysis()
     assert counted is not None, "the CPU backend counts"
     return float(counted["flops"])
-
-
-# --- memory --------------------------------------------------------------------------------------------------------
-
-_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2}
-
-
-def training_bytes(config: RunConfig) -> int:
-    """A LOWER bound of the device memory that training this run needs, in bytes: what exceeds the device cannot run.
-
-    Parameters, the optimizer's moments and the running mean of the parameters live throughout. On top of them comes the
-    larger of two states: the end of the backward pass, when all gradients exist (their global norm needs all of them),
-    and its start, when the output of one microbatch and the residual stream before each block and after the last
-    exist. Everything else comes on top: attention patterns, MLP activations, casts, the corpus, XLA's buffers. Several
-    times this is common.
-    """
-    c, parts = config.model, config.train.microbatches
-    # auto is bfloat16 on accelerators and may be wider on CPU: the smaller one keeps this a bound on both.
-    compute = min(2, _BYTES[c.param_dtype]) if c.compute_dtype == "auto" else _BYTES[c.compute_dtype]
-    n, weights = parameters(c).total, parameters(c).total * _BYTES[c.param_dtype]
-    moments = _moments(config) * _BYTES[c.param_dtype]
-    mean = 0 if config.optimizer.ema is None else n * max(4, _BYTES[c.param_dtype])  # in float32 or wider
-    tokens = config.train.batch_size // parts * c.context
-    activations = tokens * (c.output_width + (c.n_layers + 1) * c.d_model) * compute
-    return weights + moments + mean + max(weights, activations)
-
-
-def _moments(config: RunConfig) -> int:
-    """Entries that the optimizer keeps: two per parameter with Adam, one with SGD, Lion and Muon's matrices."""
-    groups = parameter_groups(config.model)
-    once = {"adamw": [], "sgd": groups, "lion": groups, "muon": ["attention", "mlp", "recurrent"]}[
-        config.optimizer.name
-    ]
-    return 2 * sum(groups.values()) - sum(groups[name] for name in once)

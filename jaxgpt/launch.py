@@ -13,19 +13,23 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxgpt import flops, lease, store, track
-from jaxgpt.config import BadInput, RunConfig, override, run_id, to_dict
+from jaxgpt import lease, store, track
+from jaxgpt.config import BadInput, RunConfig, override, to_dict
+from jaxgpt.forecast import check_memory, device_bytes
+from jaxgpt.population import Block, Plan, blocks, choose, pieces, split
 from jaxgpt.progress import Progress
-from jaxgpt.step import program
+from jaxgpt.run import Hooks, Run, Source, Stopped
 from jaxgpt.tasks import text
-from jaxgpt.train import Run, Source, Stopped, train
+from jaxgpt.train import train_block
 
 if TYPE_CHECKING:
     import pandas
@@ -78,8 +82,9 @@ def plan(configs: Iterable[RunConfig], folder: Path | str, setup: Setup | None =
     setup, runs = setup or text.reader(), {}
     for config in configs:
         source = setup(config)
-        _check_memory(config)
-        runs.setdefault(run_id(config, source.identity), Run(config, source, Path(folder)))
+        check_memory(config)
+        run = Run(config, source, Path(folder))
+        runs.setdefault(run.id, run)
     if not runs:
         raise BadInput("a sweep needs at least one run")
     return list(runs.values())
@@ -93,27 +98,33 @@ def sweep(
     max_minutes: float | None = None,
     progress: bool = True,
     trackers: Sequence[str | track.Open] = (),
+    devices: int | None = None,
 ) -> pandas.DataFrame:
     """Trains what is not yet trained and returns the finished runs, one row each, in the order of `configs`.
 
+    Runs that share a program are trained together, and populations spread over the devices; on a CPU each core is one.
     setup: what a config trains on; default: text, as `tasks.text.reader` says. max_minutes: stop cleanly after about
     this long; the table then lacks the unfinished runs. trackers: "tensorboard", "wandb" or one of your own, which are
-    sent the curves too, as track.py says. Raises BadInput before anything is written, StoreError when the disk is
-    full, and Interrupted on Ctrl-C or SIGTERM once the state is saved.
+    sent the curves too, as track.py says. devices: use so many; default: all. Raises BadInput before anything is
+    written, StoreError when the disk is full, and Interrupted on Ctrl-C or SIGTERM once the state is saved.
     """
     track.check(trackers)
-    _use_compilation_cache()
+    use_compilation_cache()
+    lanes = expose(devices)
     runs = plan(configs, folder, setup)
     store.planned(folder)  # refuses a broken sweep.json before anything is written
     store.prepare(folder)
-    record(runs)
-    with _stopping(max_minutes) as stop, Progress(runs, show=progress) as shown:
+    with stopping(max_minutes) as stop, Progress(runs, show=progress) as shown:
+        plans = _plans(runs, lanes, shown)
+        record(runs, plans)
         pending = [run for run in runs if not shown.skipped(run, store.read_row(folder, run.id))]
         if len(pending) < len(runs):
             done = len(runs) - len(pending)
             shown.say("it is done already" if len(runs) == 1 else f"{done} of them are done already")
         while pending and not stop():
-            left = [run for run in pending if not stop() and not _done(run, stop, shown, trackers)]
+            crew = _Crew(lanes, stop, shown, trackers)
+            crew.train([block for p in split(pending) for block in blocks(p, plans[p.name])])
+            left = [run for run in pending if run.id not in crew.done]
             # Runs that neither finished here nor were stopped are in other hands: look again later.
             if len(left) == len(pending) and not stop():
                 if who := lease.holder(folder, left[0].id):
@@ -131,29 +142,98 @@ def sweep(
     return table.set_index("run_id", drop=False).loc[[row["run_id"] for row in finished]].reset_index(drop=True)
 
 
-def _done(run: Run, stop: Callable[[], bool], shown: Progress, trackers: Sequence[str | track.Open]) -> bool:
-    """Trains a run if nobody has and nobody does. True once its row stands."""
-    if row := store.read_row(run.folder, run.id):
-        shown.finished(run, row, here=False)
-        return True
-    held = lease.acquire(run.folder, run.id)
-    if held is None:
-        return False
-    with held:
+class _Crew:
+    """The lanes at work: each trains one block after the other. `done`: ids of the runs whose rows stand."""
+
+    def __init__(
+        self,
+        lanes: Sequence[Any],
+        stop: Callable[[], bool],
+        shown: Progress,
+        trackers: Sequence[str | track.Open],
+    ):
+        self.lanes, self.asked, self.shown, self.trackers = lanes, stop, shown, trackers
+        self.done: set[str] = set()
+        self.errors: list[BaseException] = []
+        self.queue: deque[Block] = deque()
+
+    def stop(self) -> bool:
+        """Whether to stop: asked to, or another lane broke."""
+        return self.asked() or bool(self.errors)
+
+    def train(self, blocks: Sequence[Block]) -> None:
+        """Trains what is free of the blocks' runs. Raises what a lane raised, once the others have saved."""
+        # The largest first: what is left for the end is small, so that no lane waits long for another.
+        self.queue.extend(sorted(blocks, key=lambda block: -block.work))
+        lanes = self.lanes[: len(blocks)]
+        if len(lanes) == 1:
+            self._lane(lanes[0])
+        else:
+            x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+            # Daemons: a second Ctrl-C ends the process without waiting for them.
+            threads = [threading.Thread(target=self._guarded, args=(lane, x64), daemon=True) for lane in lanes]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive():  # with a limit, so that signals are seen on every platform
+                    thread.join(0.1)
+        if self.errors:
+            raise self.errors[0]
+
+    def _guarded(self, lane: Any, x64: bool) -> None:
+        try:
+            with jax.enable_x64(x64):  # JAX's contexts belong to a thread
+                self._lane(lane)
+        except BaseException as error:
+            self.errors.append(error)
+
+    def _lane(self, lane: Any) -> None:
+        with jax.default_device(lane):
+            while not self.stop():
+                try:
+                    block = self.queue.popleft()
+                except IndexError:
+                    return
+                self._block(block, lane)
+
+    def _block(self, block: Block, lane: Any) -> None:
+        """Trains those runs of a block that nobody has trained and nobody trains."""
+        with ExitStack() as stack:
+            hooks = {run.id: found for run in block.runs if (found := self._take(run, stack))}
+            free = Block(tuple(run for run in block.runs if run.id in hooks), block.plan)
+            if free.runs:
+                with suppress(Stopped):
+                    train_block(free, lambda run: hooks[run.id], stop=self.stop, device=lane)
+
+    def _take(self, run: Run, stack: ExitStack) -> Hooks | None:
+        """The run's lease, tracker and what is told of it; None if it is done or in other hands."""
+        if row := store.read_row(run.folder, run.id):
+            self._finished(run, row, here=False)
+            return None
+        held = lease.acquire(run.folder, run.id)
+        if held is None:
+            return None
+        stack.enter_context(held)
         # Between the look above and the lease, its last holder may have finished it.
         if row := store.read_row(run.folder, run.id):
-            shown.finished(run, row, here=False)
-            return True
-        tracker = track.start(trackers, run.folder, run.id, run.config, shown.say)
-        done: dict[str, Any] | None = None
-        try:
-            row = done = train(run, stop=stop, held=held.held, report=shown.report, log=tracker.log)
-        except Stopped:
-            return False
-        finally:
-            tracker.finish(done)
-    shown.finished(run, row, here=True)
-    return True
+            self._finished(run, row, here=False)
+            return None
+        tracker = track.start(self.trackers, run.folder, run.id, run.config, self.shown.say)
+        unfinished = ExitStack()  # what is done with the tracker of a run that does not end here
+        unfinished.callback(tracker.finish, None)
+        stack.enter_context(unfinished)
+
+        def finished(row: dict[str, Any]) -> None:
+            unfinished.pop_all()
+            tracker.finish(row)
+            self._finished(run, row, here=True)
+            held.release()
+
+        return Hooks(held.held, self.shown.report, tracker.log, finished)
+
+    def _finished(self, run: Run, row: dict[str, Any], *, here: bool) -> None:
+        self.done.add(run.id)
+        self.shown.finished(run, row, here=here)
 
 
 def _track_finished(run: Run, shown: Progress, trackers: Sequence[str | track.Open]) -> None:
@@ -164,23 +244,57 @@ def _track_finished(run: Run, shown: Progress, trackers: Sequence[str | track.Op
             track.start(trackers, run.folder, run.id, run.config, shown.say).finish(row)
 
 
+def _plans(runs: Sequence[Run], lanes: Sequence[Any], shown: Progress) -> dict[str, Plan]:
+    """How each population is computed, by its name: as when it was first planned on such devices, or newly chosen."""
+    populations, before = split(runs), recorded_plans(runs[0].folder)
+    have = device_bytes() // (len(lanes) if lanes[0].platform == "cpu" else 1)
+    device, plans = f"{len(lanes)} x {lanes[0].device_kind}", {}
+    for population, cut in zip(populations, pieces(populations, len(lanes)), strict=True):
+        old = before.get(population.name, {})
+        if old.get("device") == device:
+            plans[population.name] = Plan(**old)
+        else:
+            plans[population.name] = choose(population, cut, lanes[0], device, have, shown.say)
+    return plans
+
+
+def expose(devices: int | None) -> list[Any]:
+    """The devices that a sweep uses. On a CPU each core becomes one, unless JAX runs already, or JAX_NUM_CPU_DEVICES or
+    XLA_FLAGS say how many there are. Raises BadInput for more than there are.
+    """
+    if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with suppress(RuntimeError):  # it runs already
+            jax.config.update("jax_num_cpu_devices", devices or cores)
+    found = jax.local_devices()
+    if devices is not None and not 1 <= devices <= len(found):
+        raise BadInput(f"devices={devices} is not allowed; it must be from 1 to {len(found)}, as many as JAX has here")
+    return found[:devices]
+
+
 def profile(config: RunConfig, folder: Path | str, *, setup: Setup | None = None) -> Profile:
     """Times and traces a few steps of a run from a fresh state, whether it is done or not: see profile.py. The trace
     goes to `<folder>/profile/<run_id>`.
     """
     from jaxgpt.profile import profile
 
-    _use_compilation_cache()
+    use_compilation_cache()
     (run,) = plan([config], folder, setup)
     store.prepare(folder)
     return profile(run, run.folder / "profile" / run.id)
 
 
-def record(runs: Sequence[Run]) -> None:
+def recorded_plans(folder: Path) -> dict[str, dict[str, Any]]:
+    """How populations were computed in this folder before, by name, as `record` wrote it."""
+    path = folder / "sweep.json"
+    return store.read_json(path).get("plans", {}) if path.exists() else {}
+
+
+def record(runs: Sequence[Run], plans: Mapping[str, Plan] | None = None) -> None:
     """Adds the runs to the folder's sweep.json, beside those that earlier calls planned there.
 
-    `runs`: by id, with the code version that planned each first. `last_planned_with`: what wrote the file last. What
-    a run was trained with stands in its row.
+    `runs`: by id, with the code version that planned each first. `plans`: how each population is computed, by name.
+    `last_planned_with`: what wrote the file last. What a run was trained with stands in its row.
     """
     folder = runs[0].folder
     while (held := lease.acquire(folder, "sweep")) is None:
@@ -198,13 +312,15 @@ def record(runs: Sequence[Run]) -> None:
         with_what = {
             "code_version": now,
             "versions": store.package_versions(),
-            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "device": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}",
             "cores": os.cpu_count(),
         }
-        store.write_json(folder / "sweep.json", {"runs": before | planned, "last_planned_with": with_what})
+        ways = recorded_plans(folder) | {name: asdict(plan) for name, plan in (plans or {}).items()}
+        now_there = {"runs": before | planned, "plans": ways, "last_planned_with": with_what}
+        store.write_json(folder / "sweep.json", now_there)
 
 
-def _use_compilation_cache() -> None:
+def use_compilation_cache() -> None:
     """Programs that were compiled once on this machine are read back. JAX_COMPILATION_CACHE_DIR says where they lie."""
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxgpt" / "xla"
@@ -226,7 +342,7 @@ class _Stop:
 
 
 @contextmanager
-def _stopping(max_minutes: float | None) -> Iterator[_Stop]:
+def stopping(max_minutes: float | None) -> Iterator[_Stop]:
     """Ctrl-C and SIGTERM ask for a clean stop while inside; a second one ends at once, as Python does by itself."""
     stop = _Stop(None if max_minutes is None else 60 * max_minutes)
 
@@ -243,63 +359,3 @@ def _stopping(max_minutes: float | None) -> Iterator[_Stop]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-# --- before it starts ----------------------------------------------------------------------------------------------
-
-
-def _check_memory(config: RunConfig) -> None:
-    """Raises BadInput for a run that surely does not fit the device. By a lower bound: passing proves nothing."""
-    need, have = flops.training_bytes(config), _device_bytes()
-    if have and need > have:
-        raise BadInput(
-            f"model.d_model={config.model.d_model}, model.n_layers={config.model.n_layers}, train.batch_size="
-            f"{config.train.batch_size}: training needs at least {need / 1e9:,.1f} GB and the device has "
-            f"{have / 1e9:,.1f} GB; make one of them smaller or raise train.microbatches"
-        )
-
-
-def _device_bytes() -> int:
-    """Memory of a device in bytes; 0 where it is not known."""
-    device = jax.local_devices()[0]
-    if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return (device.memory_stats() or {}).get("bytes_limit", 0)
-
-
-def estimate_seconds(runs: Sequence[Run]) -> float:
-    """A rough forecast of the time that the unfinished runs take.
-
-    From the speed of finished runs in the same folder where there are some, else from the speed of a matrix product
-    of each model's width, and COMPILE_SECONDS for each program.
-    """
-    todo = [run for run in runs if store.read_row(run.folder, run.id) is None]
-    work = {run.id: flops.flops_exact(run.config.model, run.config.tokens, attention="full") for run in runs}
-    rows = {run.id: row for run in runs if (row := store.read_row(run.folder, run.id)) and row["wall_seconds"]}
-    if rows:
-        rate = sum(work[i] for i in rows) / sum(row["wall_seconds"] for row in rows.values())
-        return sum(work[run.id] for run in todo) / rate
-    programs = {program(run.config, run.source.task) for run in todo}
-    rates = {width: _matmul_flops_per_second(width) for width in {run.config.model.d_model for run in todo}}
-    seconds = sum(work[run.id] / (STEP_EFFICIENCY * rates[run.config.model.d_model]) for run in todo)
-    return seconds + COMPILE_SECONDS * len(programs)
-
-
-# Measured on 2 CPU cores over the demo's models; for a forecast only.
-COMPILE_SECONDS = 6.0
-STEP_EFFICIENCY = 0.3
-
-
-def _matmul_flops_per_second(width: int) -> float:
-    """Speed of [2048, width] x [width, 4 width] on this device, FLOPs per second; the best of three."""
-    product = jax.jit(lambda x_BxD, w_DxF: x_BxD @ w_DxF)
-    x_BxD, w_DxF = jax.numpy.ones((2048, width)), jax.numpy.ones((width, 4 * width))
-    product(x_BxD, w_DxF).block_until_ready()
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        for _ in range(10):
-            out = product(x_BxD, w_DxF)
-        out.block_until_ready()
-        times.append((time.perf_counter() - began) / 10)
-    return 2 * 2048 * 4 * width**2 / min(times)

@@ -19,6 +19,7 @@ from jax import Array
 
 from jaxgpt import parts
 from jaxgpt.config import ModelConfig
+from jaxgpt.parallel import each_group
 from jaxgpt.taps import Tap
 
 
@@ -86,7 +87,7 @@ class Mixture(nnx.Module):
             c.n_experts,
             use_bias=False,
             precision="highest",
-            rngs=nnx.Rngs(0),
+            rngs=parts.NO_KEYS,
             kernel_init=nnx.initializers.zeros,
             dtype=wide,
             param_dtype=dtypes["param_dtype"],
@@ -102,6 +103,10 @@ class Mixture(nnx.Module):
         weight_BxTxk, expert_BxTxk = jax.lax.top_k(p_BxTxE, c.experts_per_token)
         if c.experts_per_token > 1:
             weight_BxTxk /= weight_BxTxk.sum(axis=-1, keepdims=True)
+        return tap("mlp.out", each_group(self._sum_of_chosen, x_BxTxD, weight_BxTxk, expert_BxTxk))
+
+    def _sum_of_chosen(self, x_BxTxD: Array, weight_BxTxk: Array, expert_BxTxk: Array) -> Array:
+        c = self.config
         row_A, owner_N, shape = self._places(rearrange(expert_BxTxk, "B T k -> (B T k)"))
         x_AxD = repeat(x_BxTxD, "B T D -> (B T k) D", k=c.experts_per_token)
         rows_RxD = jnp.zeros((shape.count * shape.size, c.d_model), x_AxD.dtype)
@@ -111,7 +116,7 @@ class Mixture(nnx.Module):
         y_AxD = y_RxD.at[row_A].get(unique_indices=True, mode="promise_in_bounds")
         y_AxD *= rearrange(weight_BxTxk, "B T k -> (B T k) 1").astype(y_AxD.dtype)
         batch, length, _ = x_BxTxD.shape
-        return tap("mlp.out", reduce(y_AxD, "(B T k) D -> B T D", "sum", B=batch, T=length))
+        return reduce(y_AxD, "(B T k) D -> B T D", "sum", B=batch, T=length)
 
     def _places(self, expert_A: Array) -> tuple[Array, Array, Blocks]:
         """Each assignment's row, each block's expert, and the blocks."""

@@ -34,6 +34,7 @@ from jax import Array
 from jaxgpt import parts
 from jaxgpt.config import BadInput, ModelConfig
 from jaxgpt.mixture import Mixture
+from jaxgpt.parallel import over_data
 from jaxgpt.parts import linear
 from jaxgpt.taps import Replacement, Tap, Taps
 
@@ -376,7 +377,7 @@ class Transformer(nnx.Module):
         past: Any = None,
     ) -> tuple[Array, Any]:
         c = self.config
-        x_BxTxD = taps.at("embedding", kept, self._embed(inputs, position_BxT))
+        x_BxTxD = taps.at("embedding", kept, over_data(self._embed(inputs, position_BxT)))
         x_BxTxD = parts.dropout(x_BxTxD, c.dropout, key, c.n_layers)
         x_BxTxD, past = self._blocks(x_BxTxD, view, taps, kept, key, past)
         x_BxTxD = taps.at("final", kept, self.final_norm(x_BxTxD))
@@ -419,7 +420,7 @@ class Transformer(nnx.Module):
             block, tap = nnx.merge(graphdef, state), partial(taps.in_layer, index, seen)
             own_key = None if key is None else jax.random.fold_in(key, index)
             x_BxTxD, past = block(x_BxTxD, view, tap, taps.wants, own_key, past)
-            return x_BxTxD, (seen, past)
+            return over_data(x_BxTxD), (seen, past)
 
         def maybe_remat(function: Callable) -> Callable:
             return jax.checkpoint(function) if c.remat else function

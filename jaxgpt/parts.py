@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,6 +12,9 @@ from flax import nnx
 from jax import Array
 
 from jaxgpt.config import BadInput, ModelConfig
+
+# Flax draws a key for each parameter, half of the time it takes to build a model, and zeros and ones need none.
+NO_KEYS: Any = SimpleNamespace(params=lambda: None)
 
 
 def dtypes(c: ModelConfig) -> dict[str, Any]:
@@ -35,7 +39,7 @@ def linear(c: ModelConfig, d_in: int, d_out: int, bias: bool | None = None) -> n
         d_out,
         use_bias=c.bias if bias is None else bias,
         precision=c.matmul_precision,
-        rngs=nnx.Rngs(0),
+        rngs=NO_KEYS,
         kernel_init=nnx.initializers.zeros,
         **dtypes(c),
     )
@@ -43,7 +47,7 @@ def linear(c: ModelConfig, d_in: int, d_out: int, bias: bool | None = None) -> n
 
 def table(c: ModelConfig, rows: int) -> nnx.Embed:
     """A look-up table of vectors of width d_model."""
-    return nnx.Embed(rows, c.d_model, rngs=nnx.Rngs(0), embedding_init=nnx.initializers.zeros, **dtypes(c))
+    return nnx.Embed(rows, c.d_model, rngs=NO_KEYS, embedding_init=nnx.initializers.zeros, **dtypes(c))
 
 
 def norm(c: ModelConfig) -> Callable[[Array], Array]:
@@ -54,13 +58,13 @@ def norm(c: ModelConfig) -> Callable[[Array], Array]:
         return rms_norm(c, c.d_model)
     # The two-pass variance: the fast one, E[x^2] - E[x]^2, cancels when the mean is large.
     return nnx.LayerNorm(
-        c.d_model, epsilon=c.norm_epsilon, use_bias=c.bias, use_fast_variance=False, rngs=nnx.Rngs(0), **dtypes(c)
+        c.d_model, epsilon=c.norm_epsilon, use_bias=c.bias, use_fast_variance=False, rngs=NO_KEYS, **dtypes(c)
     )
 
 
 def rms_norm(c: ModelConfig, width: int) -> nnx.RMSNorm:
     """x / sqrt(mean x^2 + epsilon) times a learnt scale (Zhang & Sennrich 2019)."""
-    return nnx.RMSNorm(width, epsilon=c.norm_epsilon, rngs=nnx.Rngs(0), **dtypes(c))
+    return nnx.RMSNorm(width, epsilon=c.norm_epsilon, rngs=NO_KEYS, **dtypes(c))
 
 
 def identity(x: Array) -> Array:

@@ -20,7 +20,7 @@ from jaxgpt import flops, store
 from jaxgpt.config import BadInput, RunConfig
 
 if TYPE_CHECKING:
-    from jaxgpt.train import Run
+    from jaxgpt.run import Run
 
 DISPATCHES = 3  # timed, and as many traced
 TRACED_STEPS = 4  # at most, in a traced dispatch; a trace holds some thousand events per step
@@ -192,18 +192,22 @@ def profile(run: Run, folder: Path) -> Profile:
 
     from jaxgpt.optimizer import hparams
     from jaxgpt.parts import compute_dtype
+    from jaxgpt.population import STREAM_CHUNK, Feed, inputs
+    from jaxgpt.run import run_parameters
     from jaxgpt.step import CHUNK, advance, init_state, program
-    from jaxgpt.train import SECONDS_PER_DISPATCH, STREAM_CHUNK, Feed, run_parameters
+    from jaxgpt.train import SECONDS_PER_DISPATCH
 
     h, prog = hparams(run.config), program(run.config, run.source.task)
-    state, data = init_state(prog, h, run.config.train.seed), run.source.data()
+    state = init_state(prog, h, run.config.train.seed)
+    numbers: dict[str, Any] = {name: np.float32(x) for name, x in run.source.numbers.items()}
+    data = inputs(run.source.data(), numbers)
     feed = Feed(run.source.stream, int(h.data_seed))
 
     hits: list[str] = []
     listen = partial(_note_cache_hit, hits)
     jax.monitoring.register_event_listener(listen)
     began = time.perf_counter()
-    lowered = advance.lower(prog, state, np.int32(1), h, data, feed.take(state, 1))
+    lowered = advance.lower(prog, state, np.int32(1), h, data, feed.take(0, 0, 1))
     lowered_at = time.perf_counter()
     compiled = lowered.compile()
     compiled_at = time.perf_counter()
@@ -211,7 +215,7 @@ def profile(run: Run, folder: Path) -> Profile:
 
     def dispatch(n: int) -> tuple[float, float]:
         nonlocal state
-        batches, start = feed.take(state, n), time.perf_counter()
+        batches, start = feed.take(0, int(state.step), n), time.perf_counter()
         state, _ = compiled(state, np.int32(n), h, data, batches)
         returned = time.perf_counter()
         jax.block_until_ready(state)
@@ -228,7 +232,7 @@ def profile(run: Run, folder: Path) -> Profile:
     c, device = run.config, jax.devices()[0].device_kind
     tokens = n * c.train.batch_size * c.model.context / total
     exact = None
-    if run_parameters(run, state)[1]:
+    if run_parameters(run, state.params)[1]:
         exact = flops.flops_exact(c.model, c.train.batch_size * c.model.context, attention="causal")
     cost = compiled.cost_analysis() or {}
     found = Profile(

@@ -6,6 +6,7 @@ Without one (nohup, Slurm, CI) what the bar would say is printed as a plain line
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 
 from jaxgpt import flops
-from jaxgpt.train import Report, Run
+from jaxgpt.run import Report, Run
 
 PLAIN_SECONDS = 60.0  # between lines on how a run stands, where no terminal shows the bar
 
@@ -33,6 +34,8 @@ class Progress:
         self.trained: set[str] = set()  # runs that this process brought to their end
         self.began = time.monotonic()
         self.said, self.said_step_at = "", self.began
+        self.lock = threading.RLock()  # the lanes of a sweep report from threads of their own
+        self.under_way: dict[str, Report] = {}  # the last report of each run that this process trains
         self.folder = runs[0].folder
         self.bars = Bars(
             TextColumn("{task.percentage:3.0f} %  {task.fields[state]}"),
@@ -54,12 +57,17 @@ class Progress:
 
     def say(self, line: str, style: str | None = None) -> None:
         """One line, unless it was the last one already."""
-        if line != self.said:
-            self.console.print(line, style=style, soft_wrap=True, markup=False)  # a path may hold [brackets]
-        self.said = line
+        with self.lock:
+            if line != self.said:
+                self.console.print(line, style=style, soft_wrap=True, markup=False)  # a path may hold [brackets]
+            self.said = line
 
     def report(self, report: Report) -> None:
         """A run has gone on."""
+        with self.lock:
+            self._report(report)
+
+    def _report(self, report: Report) -> None:
         name = f"run {self.number[report.run_id]}/{len(self.number)}"
         if report.note:
             self.say(f"{name} {report.run_id}  {report.note}")
@@ -67,8 +75,15 @@ class Progress:
         share = report.step / report.steps
         self.first_share.setdefault(report.run_id, share if math.isnan(report.tokens_per_second) else 0.0)
         self.share[report.run_id] = share
-        speed = "compiling" if math.isnan(report.tokens_per_second) else f"{report.tokens_per_second:,.0f} tokens/s"
-        state = f"{name}  step {report.step:,}/{report.steps:,}  {report.train_loss:.3f} nats  {speed}{self._left()}"
+        self.under_way[report.run_id] = report
+        if len(self.under_way) == 1:
+            speed = "compiling" if math.isnan(report.tokens_per_second) else f"{report.tokens_per_second:,.0f} tokens/s"
+            state = (
+                f"{name}  step {report.step:,}/{report.steps:,}  {report.train_loss:.3f} nats  {speed}{self._left()}"
+            )
+        else:
+            done = sum(share == 1.0 and i not in self.under_way for i, share in self.share.items())
+            state = f"{done} of {len(self.number)} runs done, {len(self.under_way)} under way{self._left()}"
         self._show(state)
         now = time.monotonic()
         if not self.console.is_terminal and now - self.said_step_at >= PLAIN_SECONDS:
@@ -83,6 +98,11 @@ class Progress:
 
     def finished(self, run: Run, row: dict[str, Any], *, here: bool) -> None:
         """A run is done: by this process, or by another one meanwhile."""
+        with self.lock:
+            self._finished(run, row, here)
+
+    def _finished(self, run: Run, row: dict[str, Any], here: bool) -> None:
+        self.under_way.pop(run.id, None)
         self.share[run.id] = 1.0
         if here:
             self.trained.add(run.id)

@@ -14,6 +14,7 @@ from jax import Array
 
 from jaxgpt.config import OptimizerConfig, RunConfig
 from jaxgpt.optimizer import Hparams, ema_init, ema_update, learning_rate, optimizer
+from jaxgpt.parallel import over_data
 
 CHUNK = 128  # most steps in one dispatch: the length of the metrics buffer
 LOSS_KEY = 1  # folded into a batch's key for the randomness of its loss
@@ -88,20 +89,14 @@ def init_state(program: Program, h: Hparams, seed: int) -> TrainState:
     return first_state(program, h, program.task.init(seed))
 
 
+@partial(jax.jit, static_argnums=0)
 def first_state(program: Program, h: Hparams, params: Any) -> TrainState:
-    """The state before the first step from these parameters."""
+    """The state before the first step from these parameters. Jitted: one program instead of some for each shape."""
     # Copies, since `advance` donates its state and a task may hold on to what it returned.
     params = jax.tree.map(jnp.array, params)
-    opt_state = _moments(program, h, params)
-    # Four arrays, not one four times: `advance` donates its state, and a buffer can be donated once.
+    opt_state = optimizer(program.optimizer, 0.0, h, program.width_ratio).init(params)
     ema = None if program.optimizer.ema is None else ema_init(params)
     return TrainState(params, opt_state, ema, *(jnp.zeros((), jnp.int32) for _ in range(4)))
-
-
-@partial(jax.jit, static_argnums=0)
-def _moments(program: Program, h: Hparams, params: Any) -> Any:
-    """The optimizer's first state. Jitted: one dispatch for all moments instead of two for each tensor."""
-    return optimizer(program.optimizer, 0.0, h, program.width_ratio).init(params)
 
 
 def mean_loss_and_gradient(
@@ -113,9 +108,9 @@ def mean_loss_and_gradient(
     gives, to rounding, where the loss uses no key and is a sum over sequences.
     """
     if microbatches == 1:
-        loss, gradient = _loss_and_gradient(task, params, batch, key)
+        loss, gradient = _loss_and_gradient(task, params, over_data(batch), key)
     else:
-        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        parts = over_data(jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch), axis=1)
         keys = jax.random.split(key, microbatches)
         first = jax.eval_shape(partial(_loss_and_gradient, task), params, *jax.tree.map(lambda x: x[0], (parts, keys)))
         # In float32 or wider: in bfloat16 the sum would lose what the later parts add.
@@ -170,11 +165,10 @@ def data_key(h: Hparams, step: Array, retry: Array) -> Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(h.data_seed), retry), step)
 
 
-@partial(jax.jit, static_argnums=0, donate_argnums=1)
-def advance(
+def steps(
     program: Program, state: TrainState, n: Array, h: Hparams, data: Any, batches: Any = None
 ) -> tuple[TrainState, dict[str, Array]]:
-    """Up to n <= CHUNK steps in one dispatch, fewer if `max_bad_steps` bad ones come in a row; metrics are [CHUNK].
+    """Up to n <= CHUNK steps, fewer if `max_bad_steps` bad ones come in a row; metrics are [CHUNK]. Pure.
 
     n is traced, so that one compiled program serves every number of steps. `batches`: at least n of a streamed corpus,
     stacked; without them the task samples each on the device.
@@ -201,6 +195,10 @@ def advance(
     names = ("train_loss", "grad_norm", "learning_rate", *loss.metrics)
     metrics = {name: jnp.full(CHUNK, jnp.nan, jnp.float32) for name in names}
     return jax.lax.while_loop(more, step, (0, state, metrics))[1:]
+
+
+# One run in one dispatch. Sweeps dispatch many: see population.py.
+advance = jax.jit(steps, static_argnums=0, donate_argnums=1)
 
 
 def _part(program: Program, batch_and_key: tuple[Any, Array]) -> tuple[Any, Array]:

@@ -165,12 +165,37 @@ class Windows:
         return self.train_n[start : start + self.context + 1].astype(np.int32)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows from `start` to `stop` of each batch of `batch_size` windows, one after the other."""
+
+    ordered: Any  # Grain's windows in their order, without end
+    batch_size: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return len(self.ordered) // self.batch_size * (self.stop - self.start)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Row `index`, [T + 1] int32."""
+        batch, row = divmod(int(index), self.stop - self.start)
+        return self.ordered[batch * self.batch_size + self.start + row]
+
+
 def batches(
-    train_n: np.ndarray, context: int, batch_size: int, data_seed: int, retry: int, step: int
+    train_n: np.ndarray,
+    context: int,
+    batch_size: int,
+    data_seed: int,
+    retry: int,
+    step: int,
+    rows: slice | None = None,
 ) -> Iterator[np.ndarray]:
     """Batches [B, T + 1] int32 from `step` on, without end: a function of the numbers alone, and quick for any step.
 
-    All windows once, shuffled, then all again in another order. Raises BadInput for more than MOST_WINDOWS of them.
+    All windows once, shuffled, then all again in another order. `rows`: of each batch only these are read and given,
+    as `parallel.rows` says for a host. Raises BadInput for more than MOST_WINDOWS windows.
     """
     windows = Windows(train_n, context)
     if len(windows) > MOST_WINDOWS:
@@ -182,8 +207,13 @@ def batches(
 
     # Grain numbers an epoch's order seed + epoch; mixed, two seeds do not share orders.
     seed = int(np.random.SeedSequence([data_seed, retry]).generate_state(1)[0])
-    ordered = grain.MapDataset.source(windows).shuffle(seed=seed).repeat().batch(batch_size)
-    reader = iter(ordered.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)))
+    ordered = grain.MapDataset.source(windows).shuffle(seed=seed).repeat()
+    start, stop, _ = (rows or slice(None)).indices(batch_size)
+    if stop - start < batch_size:
+        ordered = grain.MapDataset.source(Rows(ordered, batch_size, start, stop))
+    reader = iter(
+        ordered.batch(stop - start).to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
+    )
     reader.set_state({"next_index": step})
     try:
         yield from reader

@@ -14,6 +14,7 @@ from jaxgpt import RunConfig, override
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] if WORKER else tempfile.mkdtemp(prefix="jaxgpt-test-cache-")
 os.environ |= {
+    "JAX_NUM_CPU_DEVICES": "2",  # sweeps have two lanes, whatever machine this is
     "JAX_COMPILATION_CACHE_DIR": CACHE,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -22,9 +22,10 @@ import pytest
 from experiments.tables import unfinished
 from jaxgpt import BadInput, RunConfig, checkpoint, flops, launch, load, override, product, store, sweep, zipped
 from jaxgpt.config import run_id
-from jaxgpt.launch import Interrupted, estimate_seconds, plan
+from jaxgpt.forecast import estimate_seconds
+from jaxgpt.launch import Interrupted, plan
 from jaxgpt.progress import Progress, duration
-from jaxgpt.train import Report, Source
+from jaxgpt.run import Report, Source
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
@@ -77,9 +78,10 @@ def regression(**settings):
 
 def test_a_task_of_ones_own_trains_resumes_and_lands_in_the_table(tmp_path, monkeypatch):
     configs = product(regression(), {"train.steps": [20, 60], "train.seed": [0, 1]})
+    monkeypatch.setattr("jaxgpt.train.SECONDS_PER_DISPATCH", 1e-9)
     monkeypatch.setattr(Progress, "report", once(lambda report: report.step >= 30, signal.SIGINT))
     with pytest.raises(Interrupted, match="2 of 4 runs are done"):
-        sweep(configs, tmp_path, setup=linear_regression, progress=False)
+        sweep(configs, tmp_path, setup=linear_regression, progress=False, devices=1)
     runs = sweep(configs, tmp_path, setup=linear_regression, progress=False)
     assert list(runs["train.steps"]) == [20, 20, 60, 60]
     assert list(runs["train.seed"]) == [0, 1, 0, 1]
@@ -266,9 +268,9 @@ def test_a_signal_saves_the_state_and_the_same_call_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "report", once(lambda report: report.step == 17, signum))
         with pytest.raises(Interrupted, match=f"0 of 2 runs are done; {tmp_path} holds the state") as stopped:
-            sweep(configs[:2], tmp_path, progress=False)
+            sweep(configs[:2], tmp_path, progress=False, devices=1)
     assert stopped.value.signum == signum
-    assert list(newest(tmp_path).values()) == [17]
+    assert list(newest(tmp_path).values()) == [17, 17]
     assert handlers == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     monkeypatch.undo()
     table = sweep(configs[:2], tmp_path)
@@ -297,14 +299,16 @@ def test_a_limit_of_time_stops_cleanly_and_the_table_has_what_is_done(configs, u
     assert len(nothing) == 0
     assert row_files(tmp_path) == {}
     monkeypatch.setattr("jaxgpt.train.SECONDS_PER_DISPATCH", 1e-9)
-    calls = iter(range(10**6))  # the deadline passes in the middle of the second run
-    monkeypatch.setattr(launch._Stop, "__call__", lambda _self: next(calls) > 100)
-    some = sweep(configs[:2], tmp_path, max_minutes=1, progress=False)
-    assert len(some) == 1
+    calls = iter(range(10**6))  # the deadline passes when the shorter run is done
+    monkeypatch.setattr(launch._Stop, "__call__", lambda _self: next(calls) > 50)
+    short = override(configs[1], {"train.steps": 20})
+    some = sweep([configs[0], short], tmp_path, max_minutes=1, progress=False, devices=1)
+    assert list(some["train.steps"]) == [20]
     assert len(newest(tmp_path)) == 1
     monkeypatch.undo()
-    table = sweep(configs[:2], tmp_path, progress=False)
-    assert results(tmp_path) == results(undisturbed, table["run_id"])
+    (tmp_path / "runs" / f"{some['run_id'][0]}.json").unlink()  # only to compare the other one
+    table = sweep(configs[:1], tmp_path, progress=False)
+    assert results(tmp_path, table["run_id"]) == results(undisturbed, table["run_id"])
 
 
 def test_seeds_and_steps_that_are_added_later_are_all_that_is_trained(configs, undisturbed, tmp_path):
@@ -424,7 +428,7 @@ def test_small_programs_too_are_kept_compiled_wherever_the_cache_lies(monkeypatc
     set_to = {}
     monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
     monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", given)
-    launch._use_compilation_cache()
+    launch.use_compilation_cache()
     assert set_to["jax_persistent_cache_min_compile_time_secs"] == 0
     assert ("jax_compilation_cache_dir" in set_to) == (given is None)
 
@@ -549,11 +553,11 @@ def test_durations_are_in_words(seconds, words):
 
 
 def test_the_forecast_counts_what_is_left_and_learns_from_what_is_done(configs, undisturbed, tmp_path):
-    assert estimate_seconds(plan(configs, undisturbed)) == 0
-    assert estimate_seconds(plan(configs, tmp_path)) > 0
+    assert estimate_seconds(plan(configs, undisturbed), 1) == 0
+    assert estimate_seconds(plan(configs, tmp_path), 1) > 0
     more = [*configs, override(configs[0], {"train.steps": 120})]
     walls = [store.read_row(undisturbed, run.id)["wall_seconds"] for run in plan(configs, undisturbed)]
-    assert estimate_seconds(plan(more, undisturbed)) == pytest.approx(2 * np.mean(walls))
+    assert estimate_seconds(plan(more, undisturbed), 2) == pytest.approx(np.mean(walls))
 
 
 def test_the_row_says_what_was_trained_on_what_and_how_much(configs, undisturbed):

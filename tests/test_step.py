@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgpt import RunConfig, override, store
+from jaxgpt import RunConfig, override, population, store
 from jaxgpt.optimizer import hparams
+from jaxgpt.run import Run, Source, Stopped
 from jaxgpt.step import CHUNK, LOSS_KEY, Loss, advance, data_key, init_state, mean_loss_and_gradient, program
-from jaxgpt.train import STREAM_CHUNK, Run, Source, Stopped, train
+from jaxgpt.train import STREAM_CHUNK, train
 
 
 @dataclass(frozen=True)
@@ -198,9 +199,9 @@ def test_a_dispatch_over_a_stream_compiles_once_and_holds_few_batches(tmp_path):
             yield batch
 
     run = one_run(tmp_path, counted, Noisy(batch_size=5), **{"train.steps": 60})  # a program of its own
-    ahead, before = [], advance._cache_size()
+    ahead, before = [], population.advance._cache_size()
     train(run, report=lambda r: ahead.append(len(taken) - r.step))
-    assert advance._cache_size() == before + 1
+    assert population.advance._cache_size() == before + 1
     assert ahead == [0] * len(ahead)  # nothing is taken that no step uses
     assert len(ahead) >= 60 / STREAM_CHUNK
 

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 
 from jaxgpt import corpus, store, stream, tokenizer
 from jaxgpt.config import BadInput, override
+from jaxgpt.run import Run, Stopped
 from jaxgpt.tasks import text
 from jaxgpt.tokenizer import BYTES
-from jaxgpt.train import Run, Stopped, train
+from jaxgpt.train import train
 
 pytest.importorskip("grain")
 pytest.importorskip("tokenizers")

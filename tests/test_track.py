@@ -322,8 +322,8 @@ def test_a_tracked_sweep_that_is_stopped_sends_its_curves_once_and_computes_the_
     recorder, stops = Recorder(), iter([False] * 6 + [True] * 100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch._Stop, "__call__", lambda self: next(stops))
-        sweep(configs, tmp_path / "tracked", progress=False, trackers=[recorder])
-    assert recorder.finished == [None]
+        sweep(configs, tmp_path / "tracked", progress=False, trackers=[recorder], devices=1)
+    assert recorder.finished == [None, None]
     sweep(configs[:1], tmp_path / "tracked", progress=False)  # one is finished by a process without the tracker
     sweep(configs, tmp_path / "tracked", progress=False, trackers=[recorder])
     assert curves_of(tmp_path / "tracked") == curves_of(tmp_path / "plain")
@@ -331,10 +331,10 @@ def test_a_tracked_sweep_that_is_stopped_sends_its_curves_once_and_computes_the_
     by_run = {s.run_id: [p["step"] for p in store.read_curve(tmp_path / "plain", s.run_id)] for s in recorder.sessions}
     assert len(by_run) == 2
     assert sorted(step for _, step in recorder.logged) == sorted(step for steps in by_run.values() for step in steps)
-    assert {row["run_id"] for row in recorder.finished[1:]} == set(by_run)
+    assert {row["run_id"] for row in recorder.finished[2:]} == set(by_run)
     before = list(recorder.logged)
     sweep(configs, tmp_path / "tracked", progress=False, trackers=[recorder])
-    assert (recorder.logged, len(recorder.finished)) == (before, 3)
+    assert (recorder.logged, len(recorder.finished)) == (before, 4)
 
 
 def test_a_tracker_that_fails_changes_nothing_but_a_line(tiny, tmp_path, capsys):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-    from jaxgpt.train import Source
+    from jaxgpt.run import Source
 
 YANG = "Yang et al. 2022"
 LEVEL = 0.9

@@ -23,9 +23,9 @@ from jax import Array
 from jaxgpt import build, corpus, mixture, parts, stream, tokenizer
 from jaxgpt.config import BadInput, ModelConfig, RunConfig
 from jaxgpt.corpus import Corpus, Listing
+from jaxgpt.run import Source
 from jaxgpt.step import Loss
 from jaxgpt.tokenizer import BYTES, Tokenizer, Tokens
-from jaxgpt.train import Source
 
 # What is shown in place of a token to predict: the mask, a random token, else itself (Devlin et al. 2019, section 3.1).
 HIDDEN, RANDOM = 0.8, 0.1
@@ -200,9 +200,9 @@ class TextTask:
         windows = min(self.eval_windows, len(tokens.validation) // length)
         starts_W = np.linspace(0, len(tokens.validation) - length, windows).astype(np.int64)
         windows_WxT1 = np.asarray(tokens.validation[starts_W[:, None] + np.arange(length)])
-        bytes_W = chosen.bytes_V[windows_WxT1[:, 1:]].mean(axis=1)
-        train_n = None if streamed else jnp.asarray(tokens.train)
-        return TextData(train_n, jnp.asarray(windows_WxT1), jnp.asarray(bytes_W, jnp.float32))
+        bytes_W = chosen.bytes_V[windows_WxT1[:, 1:]].mean(axis=1).astype(np.float32)
+        # Put, not made with jnp.asarray, which compiles a program for each shape.
+        return TextData(*jax.device_put((None if streamed else tokens.train, windows_WxT1, bytes_W)))
 
     def init(self, seed: int) -> nnx.State:
         """Initial parameters."""
