@@ -56,33 +56,36 @@ def save(
     """
     if keep < 1:
         raise ValueError(f"keep={keep} would delete the checkpoint that was just saved")
+    import jax
+
+    from jaxgpt import parallel
+
     folder = Path(folder)
     arrays, final = _flatten(state), folder / _name(step)  # all processes: each has a part of the arrays
-
-    def write() -> None:
-        _save(final, step, state, arrays, meta)
-        for old in [s for s in steps(folder) if s <= step][:-keep]:
-            if old not in spare:
-                _discard(folder / _name(old))
-
-    _by_writer(write, f"save {final}")
-    return final
-
-
-def _save(final: Path, step: int, state: Any, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    folder = final.parent
     temporary = _temporary(folder)
-    try:
+    if jax.process_count() > 1:  # they save into one folder
+        temporary = folder / f"tmp.{parallel.agree(os.getpid())}.{parallel.agree(secrets.randbits(31)):08x}"
+
+    def prepare() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _tidy(folder)
         temporary.mkdir()
         _reserve(temporary, sum(array.nbytes for array in arrays.values()), len(arrays))
-        # Orbax refuses arrays without elements; the manifest says enough to make them again.
-        _orbax_save(temporary / "arrays", {name: array for name, array in arrays.items() if array.size})
+
+    def finish() -> None:
         _write_manifest(temporary, step, state, arrays, meta)
         for path in (temporary, *(p for p in temporary.rglob("*") if p.is_dir())):
             sync_folder(path)
         _commit(temporary, final)
+        for old in [s for s in steps(folder) if s <= step][:-keep]:
+            if old not in spare:
+                _discard(folder / _name(old))
+
+    try:
+        _by_writer(prepare, f"save {final}")
+        # Orbax refuses arrays without elements; the manifest says enough to make them again.
+        _orbax_save(temporary / "arrays", {name: array for name, array in arrays.items() if array.size})
+        _by_writer(finish, f"save {final}")
     except OSError as error:
         raise store_error(final, error) from error
     except Exception as error:
@@ -90,7 +93,9 @@ def _save(final: Path, step: int, state: Any, arrays: dict[str, np.ndarray], met
             raise store_error(final, error) from error
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if parallel.is_writer():
+            shutil.rmtree(temporary, ignore_errors=True)
+    return final
 
 
 def steps(folder: Path | str) -> list[int]:
@@ -401,9 +406,20 @@ def _orbax_save(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _orbax_load(path: Path) -> dict[str, np.ndarray]:
+    import jax
     from orbax.checkpoint import v1 as ocp
 
-    return _quietly(lambda: ocp.load(str(path.absolute())))
+    # Each process by itself, while `save` is done by all of a model's together.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
+
+    def load() -> dict[str, np.ndarray]:
+        with ocp.Context(multiprocessing_options=alone):
+            return ocp.load(str(path.absolute()))
+
+    return _quietly(load)
 
 
 def _quietly(call: Callable[[], Any]) -> Any:

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxgpt import lease, store, track
+from jaxgpt import lease, parallel, store, track
 from jaxgpt.config import BadInput, RunConfig, override, to_dict
 from jaxgpt.forecast import check_memory, device_bytes
+from jaxgpt.parallel import Lane, Layout
 from jaxgpt.population import Block, Plan, blocks, choose, pieces, split
 from jaxgpt.progress import Progress
 from jaxgpt.run import Hooks, Run, Source, Stopped
@@ -99,45 +100,53 @@ def sweep(
     progress: bool = True,
     trackers: Sequence[str | track.Open] = (),
     devices: int | None = None,
+    layout: Layout = Layout(),  # noqa: B008
 ) -> pandas.DataFrame:
     """Trains what is not yet trained and returns the finished runs, one row each, in the order of `configs`.
 
     Runs that share a program are trained together, and populations spread over the devices; on a CPU each core is one.
     setup: what a config trains on; default: text, as `tasks.text.reader` says. max_minutes: stop cleanly after about
     this long; the table then lacks the unfinished runs. trackers: "tensorboard", "wandb" or one of your own, which are
-    sent the curves too, as track.py says. devices: use so many; default: all. Raises BadInput before anything is
-    written, StoreError when the disk is full, and Interrupted on Ctrl-C or SIGTERM once the state is saved.
+    sent the curves too, as track.py says. devices: use so many; default: all. layout: how each model is spread over
+    devices, if it is; after `parallel.start_hosts` over those of several hosts, which all make this call. Raises
+    BadInput before anything is written, StoreError when the disk is full, and Interrupted on Ctrl-C or SIGTERM once
+    the state is saved.
     """
     track.check(trackers)
     use_compilation_cache()
-    lanes = expose(devices)
+    lanes = lanes_of(layout, devices)
     runs = plan(configs, folder, setup)
+    for run in runs if layout.size > 1 else ():
+        parallel.check(layout, run.config)
     store.planned(folder)  # refuses a broken sweep.json before anything is written
-    store.prepare(folder)
-    with stopping(max_minutes) as stop, Progress(runs, show=progress) as shown:
+    if parallel.is_writer():
+        store.prepare(folder)
+    with stopping(max_minutes) as stop, Progress(runs, show=progress and parallel.is_writer()) as shown:
         plans = _plans(runs, lanes, shown)
-        record(runs, plans)
-        pending = [run for run in runs if not shown.skipped(run, store.read_row(folder, run.id))]
-        if len(pending) < len(runs):
-            done = len(runs) - len(pending)
-            shown.say("it is done already" if len(runs) == 1 else f"{done} of them are done already")
-        while pending and not stop():
+        if parallel.is_writer():
+            record(runs, plans)
+        done = [parallel.agree(shown.skipped(run, store.read_row(folder, run.id))) for run in runs]
+        pending = [run for run, is_done in zip(runs, done, strict=True) if not is_done]
+        if any(done):
+            shown.say("it is done already" if len(runs) == 1 else f"{sum(done)} of them are done already")
+        while pending and not parallel.any_host(stop()):
             crew = _Crew(lanes, stop, shown, trackers)
             crew.train([block for p in split(pending) for block in blocks(p, plans[p.name])])
             left = [run for run in pending if run.id not in crew.done]
             # Runs that neither finished here nor were stopped are in other hands: look again later.
-            if len(left) == len(pending) and not stop():
+            if len(left) == len(pending) and not parallel.any_host(stop()):
                 if who := lease.holder(folder, left[0].id):
                     # Without the age of its heartbeat, so that waiting is one line and not one a second.
                     shown.say(f"waits for {who.rpartition(', ')[0]} to finish {left[0].id}")
                 time.sleep(WAIT_SECONDS)
             pending = left
+        signum = stop.signum or (signal.SIGTERM if parallel.any_host(bool(stop.signum)) else 0)
         finished = [row for run in runs if (row := store.read_row(folder, run.id))]
-        for run in runs if trackers else ():
-            if run.id not in shown.trained and not stop.signum:
+        for run in runs if trackers and parallel.is_writer() else ():
+            if run.id not in shown.trained and not signum:
                 _track_finished(run, shown, trackers)
-    if stop.signum:
-        raise Interrupted(stop.signum, f"{len(finished)} of {len(runs)} runs are done; {folder} holds the state")
+    if signum:
+        raise Interrupted(signum, f"{len(finished)} of {len(runs)} runs are done; {folder} holds the state")
     table = store.load_runs(folder)
     return table.set_index("run_id", drop=False).loc[[row["run_id"] for row in finished]].reset_index(drop=True)
 
@@ -147,7 +156,7 @@ class _Crew:
 
     def __init__(
         self,
-        lanes: Sequence[Any],
+        lanes: Sequence[Lane],
         stop: Callable[[], bool],
         shown: Progress,
         trackers: Sequence[str | track.Open],
@@ -180,44 +189,46 @@ class _Crew:
         if self.errors:
             raise self.errors[0]
 
-    def _guarded(self, lane: Any, x64: bool) -> None:
+    def _guarded(self, lane: Lane, x64: bool) -> None:
         try:
             with jax.enable_x64(x64):  # JAX's contexts belong to a thread
                 self._lane(lane)
         except BaseException as error:
             self.errors.append(error)
 
-    def _lane(self, lane: Any) -> None:
-        with jax.default_device(lane):
-            while not self.stop():
-                try:
-                    block = self.queue.popleft()
-                except IndexError:
-                    return
-                self._block(block, lane)
+    def _lane(self, lane: Lane) -> None:
+        while not parallel.any_host(self.stop()):
+            try:
+                block = self.queue.popleft()
+            except IndexError:
+                return
+            self._block(block, lane)
 
-    def _block(self, block: Block, lane: Any) -> None:
+    def _block(self, block: Block, lane: Lane) -> None:
         """Trains those runs of a block that nobody has trained and nobody trains."""
         with ExitStack() as stack:
             hooks = {run.id: found for run in block.runs if (found := self._take(run, stack))}
             free = Block(tuple(run for run in block.runs if run.id in hooks), block.plan)
             if free.runs:
                 with suppress(Stopped):
-                    train_block(free, lambda run: hooks[run.id], stop=self.stop, device=lane)
+                    train_block(free, lambda run: hooks[run.id], stop=self.stop, lane=lane)
 
     def _take(self, run: Run, stack: ExitStack) -> Hooks | None:
         """The run's lease, tracker and what is told of it; None if it is done or in other hands."""
-        if row := store.read_row(run.folder, run.id):
-            self._finished(run, row, here=False)
+        row, held = store.read_row(run.folder, run.id), None
+        if row is None and parallel.is_writer() and (held := lease.acquire(run.folder, run.id)):
+            stack.enter_context(held)
+            # Between the look above and the lease, its last holder may have finished it.
+            row = store.read_row(run.folder, run.id)
+        if parallel.agree(row is not None):
+            self.done.add(run.id)
+            if row is not None:
+                self.shown.finished(run, row, here=False)
             return None
-        held = lease.acquire(run.folder, run.id)
-        if held is None:
+        if not parallel.agree(held is not None):
             return None
-        stack.enter_context(held)
-        # Between the look above and the lease, its last holder may have finished it.
-        if row := store.read_row(run.folder, run.id):
-            self._finished(run, row, here=False)
-            return None
+        if held is None:  # process 0 holds it, writes and tells
+            return Hooks(finished=lambda _: self.done.add(run.id))
         tracker = track.start(self.trackers, run.folder, run.id, run.config, self.shown.say)
         unfinished = ExitStack()  # what is done with the tracker of a run that does not end here
         unfinished.callback(tracker.finish, None)
@@ -226,14 +237,11 @@ class _Crew:
         def finished(row: dict[str, Any]) -> None:
             unfinished.pop_all()
             tracker.finish(row)
-            self._finished(run, row, here=True)
+            self.done.add(run.id)
+            self.shown.finished(run, row, here=True)
             held.release()
 
         return Hooks(held.held, self.shown.report, tracker.log, finished)
-
-    def _finished(self, run: Run, row: dict[str, Any], *, here: bool) -> None:
-        self.done.add(run.id)
-        self.shown.finished(run, row, here=here)
 
 
 def _track_finished(run: Run, shown: Progress, trackers: Sequence[str | track.Open]) -> None:
@@ -244,17 +252,20 @@ def _track_finished(run: Run, shown: Progress, trackers: Sequence[str | track.Op
             track.start(trackers, run.folder, run.id, run.config, shown.say).finish(row)
 
 
-def _plans(runs: Sequence[Run], lanes: Sequence[Any], shown: Progress) -> dict[str, Plan]:
+def _plans(runs: Sequence[Run], lanes: Sequence[Lane], shown: Progress) -> dict[str, Plan]:
     """How each population is computed, by its name: as when it was first planned on such devices, or newly chosen."""
+    device = lanes[0].device
+    if device is None:  # a model that needs several devices fills them
+        return {population.name: Plan("map", 1) for population in split(runs)}
     populations, before = split(runs), recorded_plans(runs[0].folder)
-    have = device_bytes() // (len(lanes) if lanes[0].platform == "cpu" else 1)
-    device, plans = f"{len(lanes)} x {lanes[0].device_kind}", {}
+    have = device_bytes() // (len(lanes) if device.platform == "cpu" else 1)
+    devices, plans = f"{len(lanes)} x {device.device_kind}", {}
     for population, cut in zip(populations, pieces(populations, len(lanes)), strict=True):
         old = before.get(population.name, {})
-        if old.get("device") == device:
+        if old.get("device") == devices:
             plans[population.name] = Plan(**old)
         else:
-            plans[population.name] = choose(population, cut, lanes[0], device, have, shown.say)
+            plans[population.name] = choose(population, cut, device, devices, have, shown.say)
     return plans
 
 
@@ -270,6 +281,14 @@ def expose(devices: int | None) -> list[Any]:
     if devices is not None and not 1 <= devices <= len(found):
         raise BadInput(f"devices={devices} is not allowed; it must be from 1 to {len(found)}, as many as JAX has here")
     return found[:devices]
+
+
+def lanes_of(layout: Layout, devices: int | None) -> list[Lane]:
+    """Where blocks are trained: `expose`'s devices, each by itself, or as meshes that hold one model each."""
+    found = expose(devices) if jax.process_count() == 1 else jax.devices()
+    if layout.size == 1 and jax.process_count() == 1:
+        return [Lane(device) for device in found]
+    return [Lane(mesh=mesh, layout=layout) for mesh in parallel.lanes(layout, found)]
 
 
 def profile(config: RunConfig, folder: Path | str, *, setup: Setup | None = None) -> Profile:

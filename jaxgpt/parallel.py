@@ -15,6 +15,7 @@ Under several processes every one of them calls `put`, `gather`, `agree` and `an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,6 +195,29 @@ def gather(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
+@dataclass(frozen=True)
+class Lane:
+    """Where a block of runs is trained: one device (None: JAX's default), or a mesh of several that hold each model."""
+
+    device: Any = None
+    mesh: Mesh | None = None
+    layout: Layout = Layout()
+
+    def put(self, tree: Any) -> Any:
+        """What every device of the lane reads whole."""
+        return jax.device_put(tree, self.device) if self.mesh is None else put(tree, replicated(tree, self.mesh))
+
+    def put_states(self, states_R: Any, model: ModelConfig) -> Any:
+        """States of runs, stacked, as the layout has them."""
+        if self.mesh is None:
+            return jax.device_put(states_R, self.device)
+        return put(states_R, shardings(states_R, self.mesh, self.layout, model, leading=1))
+
+    def active(self) -> AbstractContextManager:
+        """While it is entered, in one thread, what is computed is computed here."""
+        return jax.default_device(self.device) if self.mesh is None else jax.set_mesh(self.mesh)
+
+
 # --- batches -------------------------------------------------------------------------------------------------------
 
 
@@ -289,7 +313,7 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
-def agree(n: int) -> int:
+def agree(n: int | bool) -> int:
     """Process 0's n, on every process; |n| < 2^31. What decides which program is dispatched next has to be agreed on:
     two processes that dispatch different ones wait for each other for ever.
     """

@@ -204,8 +204,8 @@ def evaluate(task: Task, mode: Mode, params_R: Any, numbers_R: Mapping[str, Arra
 class Feed:
     """Batches of a streamed corpus, stacked for a dispatch; always as many, so that one program serves every number."""
 
-    def __init__(self, stream: Stream | None, data_seed: int):
-        self.stream, self.data_seed = stream, data_seed
+    def __init__(self, stream: Stream | None, data_seed: int, rows: slice | None = None):
+        self.stream, self.data_seed, self.rows = stream, data_seed, rows
         self.at: tuple[int, int] | None = None  # the retry and step of the iterator's next batch
 
     def take(self, retry: int, step: int, n: int) -> Any:
@@ -213,7 +213,8 @@ class Feed:
         if self.stream is None:
             return None
         if self.at != (retry, step):
-            self.batches = self.stream(self.data_seed, retry, step)
+            own = () if self.rows is None else (self.rows,)
+            self.batches = self.stream(self.data_seed, retry, step, *own)
         taken = [next(self.batches) for _ in range(n)]
         self.at = (retry, step + n)
         return jax.tree.map(lambda *leaves: np.stack(leaves), *taken, *taken[-1:] * (STREAM_CHUNK - n))

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxgpt import checkpoint, flops, store
+from jaxgpt import checkpoint, flops, parallel, store
 from jaxgpt.config import RunConfig, TrainConfig, flatten, run_id, to_dict
 from jaxgpt.optimizer import hparams
 from jaxgpt.parts import compute_dtype
@@ -25,7 +25,7 @@ from jaxgpt.step import Program, Task, TrainState, first_state, init_state, prog
 # time than it takes to save it.
 SAVE_SECONDS = 10.0
 
-Stream = Callable[[int, int, int], Iterator[Any]]
+Stream = Callable[..., Iterator[Any]]
 
 
 # --- what a run is -------------------------------------------------------------------------------------------------
@@ -38,9 +38,10 @@ class Source:
 
     `data` is called when the run starts and puts what the task reads on the device. A corpus that does not fit there
     has a `stream` as well: of (data seed, retry, step) the batches from that step on, as NumPy; the task then samples
-    nothing. `keep(folder)` writes beside the runs what one needs later to use them: a tokenizer. `numbers` are scalars
-    of the task that may differ between the runs of one program, a noise level for example: they enter the run's id and
-    its row, and the task is given `(data, numbers)`, the numbers as a dict of float32, where else it is given `data`.
+    nothing. Where several hosts train one model it is given a slice too, and gives those rows of each batch.
+    `keep(folder)` writes beside the runs what one needs later to use them: a tokenizer. `numbers` are scalars of the
+    task that may differ between the runs of one program, a noise level for example: they enter the run's id and its
+    row, and the task is given `(data, numbers)`, the numbers as a dict of float32, where else it is given `data`.
     """
 
     task: Task
@@ -129,19 +130,19 @@ def provenance(run: Run) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Hooks:
     """What a run under way asks and tells. `held()` false: another process took the run over, nothing more is written.
-    `log` is given the curve's points once they are on disk, `finished` the row likewise. `writes` false: another
-    process of the same training (see parallel.py) writes this run's files.
+    `log` is given the curve's points once they are on disk, `finished` the row likewise.
     """
 
     held: Callable[[], bool] = lambda: True
     report: Callable[[Report], None] = lambda _: None
     log: Callable[[list[dict[str, Any]]], None] = lambda _: None
     finished: Callable[[dict[str, Any]], None] = lambda _: None
-    writes: bool = True
 
 
 class Member:
     """A run inside a block of runs: what the host knows of it, and its files. Its state lives with the block.
+
+    Of several processes that train one model each has a Member, which all do the same; process 0 writes.
 
     `step`, `retry`, `bad_in_a_row` and `bad_steps` are those of the state after the last dispatch.
     """
@@ -155,6 +156,7 @@ class Member:
         self.row: dict[str, Any] | None = None  # once it is done
         self.gone = False  # in other hands
         self.saved_at = time.monotonic()
+        self.writes = parallel.is_writer()
         self.anchor: tuple[int, TrainState] | None = None  # what a roll-back goes back to, and its step
         self.anchor_on_disk = False
 
@@ -180,7 +182,7 @@ class Member:
         self.n_params, self.is_model = run_parameters(self.run, state.params)
         if self.step % rollback_every(self.t) == 0:
             self._keep(state, on_disk=found is not None)
-        if self.hooks.writes:
+        if self.writes:
             self.run.source.keep(self.run.folder)
             store.truncate_curve(self.run.folder, self.run.id, self.step)
         return state
@@ -263,7 +265,8 @@ class Member:
         if self.step % rollback_every(t) == 0 and not self.bad_in_a_row:
             self._keep(state, on_disk=False)
         asked = t.checkpoint_every is not None and self.step % t.checkpoint_every == 0
-        if asked or self.step == t.steps or time.monotonic() - self.saved_at >= SAVE_SECONDS:
+        late = time.monotonic() - self.saved_at >= SAVE_SECONDS
+        if asked or self.step == t.steps or parallel.agree(late):
             self.save(state)
 
     def _keep(self, state: TrainState, on_disk: bool) -> None:
@@ -275,31 +278,33 @@ class Member:
         if self.active and self.step and not self.bad_in_a_row:
             self.save(state)
 
+    def held(self) -> bool:
+        """Whether the run is still this process's, asked of the disk; if not, it is `gone`."""
+        self.gone = self.gone or not parallel.agree(self.hooks.held())
+        return not self.gone
+
     def save(self, state: TrainState) -> None:
         """Curve and checkpoint. Where the state stands between two that can be rolled back to, the earlier one too."""
-        if not self.hooks.held():
-            self.gone = True
+        if not self.held():
             return
+        self.write_curve()
         # The first state needs no file.
         if self.anchor is not None and not self.anchor_on_disk and 0 < self.anchor[0] < self.step:
             self._write(*self.anchor)
-        self.write_curve()
         self._write(self.step, state)
         self.anchor_on_disk = True
         self.saved_at = time.monotonic()
 
     def write_curve(self) -> None:
-        """The points so far. Before a checkpoint: resuming cuts the curve at its step, so it may be longer but never
+        """The points so far. Before any checkpoint: resuming cuts the curve at its step, so it may be longer but never
         shorter.
         """
-        if self.hooks.writes:
+        if self.writes:
             store.append_curve(self.run.folder, self.run.id, self.points)
         self.hooks.log(list(self.points))
         self.points.clear()
 
     def _write(self, step: int, state: TrainState) -> None:
-        if not self.hooks.writes:
-            return
         every = rollback_every(self.t)
         meta = {"step": step, "run_id": self.run.id, "seconds": self.seconds, "trained_by": self.trained_by}
         # What stops and `checkpoint_every` put between must not push out the ones that a roll-back needs.
@@ -318,10 +323,10 @@ class Member:
         self.step, self.retry, self.bad_in_a_row = int(state.step), self.retry + 1, 0
         self.say(f"{bad_in_a_row} non-finite steps in a row: back from step {bad:,} to {self.step:,}")
         self.points = [point for point in self.points if point["step"] <= self.step]
-        if self.hooks.writes:
+        if self.writes:
             store.truncate_curve(self.run.folder, self.run.id, self.step)
         self.save(state)
-        if self.hooks.writes and not self.gone:
+        if not self.gone:
             checkpoint.discard_after(self.run.checkpoints, self.step)  # else resuming would go on from before this
         return state
 
@@ -338,12 +343,11 @@ class Member:
 
     def finish(self, status: str) -> None:
         """Writes what is left of the curve and the run's row."""
-        if not self.hooks.held():
-            self.gone = True
+        if not self.held():
             return
         self.write_curve()
         self.row = self._row(status)
-        if self.hooks.writes:
+        if self.writes:
             store.write_row(self.run.folder, self.row)
         self.hooks.finished(self.row)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxgpt import population
 from jaxgpt.config import BadInput
+from jaxgpt.parallel import Lane, agree, any_host, from_rows, gather, rows
 from jaxgpt.population import STREAM_CHUNK, Block, Feed, Mode, Plan
 from jaxgpt.run import Hooks, Member, Report, Run, Stopped
 from jaxgpt.step import CHUNK, TrainState
@@ -48,48 +49,49 @@ def train_block(
     hooks: Callable[[Run], Hooks],
     *,
     stop: Callable[[], bool] = lambda: False,
-    device: Any = None,
+    lane: Lane = Lane(),  # noqa: B008
 ) -> list[Member]:
     """Trains the runs of a block together, each to its row or until it is in other hands (`Member.gone`).
 
     As `train` for each. Raises Stopped once all are saved.
     """
-    training = _Training(block, hooks, device)
-    training.settle()
-    while active := [m for m in training.members if m.active]:
-        if stop():
-            training.stop()
-            raise Stopped
-        training.dispatch(active)
-        training.validate()
-        training.keep()
+    with lane.active():
+        training = _Training(block, hooks, lane)
         training.settle()
+        while active := [m for m in training.members if m.active]:
+            if any_host(stop()):
+                training.stop()
+                raise Stopped
+            training.dispatch(active)
+            training.validate()
+            training.keep()
+            training.settle()
     return training.members
 
 
 class _Training:
     """A block under way: its states on the device, its members on the host."""
 
-    def __init__(self, block: Block, hooks: Callable[[Run], Hooks], device: Any):
+    def __init__(self, block: Block, hooks: Callable[[Run], Hooks], lane: Lane):
         first, size = block.runs[0], block.plan.block
         self.mode: Mode = block.plan.mode
-        self.program, self.task, self.device = first.program, first.source.task, device
+        self.program, self.task, self.lane = first.program, first.source.task, lane
         self.clock = _Clock(self.mode)
         self.members = [Member(run, hooks(run)) for run in block.runs]
-        self.data = self._put(first.source.data())
-        self.states: TrainState = self._put(population.stack([m.resume() for m in self.members], size))
+        self.data = lane.put(first.source.data())
+        states = population.stack([m.resume() for m in self.members], size)
+        self.states: TrainState = lane.put_states(states, first.config.model)
         numbers = [{name: np.float32(x) for name, x in run.source.numbers.items()} for run in block.runs]
-        self.h_R = self._put(population.stack([m.h for m in self.members], size))
-        self.numbers_R = self._put(population.stack(numbers, size))
-        self.feeds = [Feed(m.run.source.stream, int(m.h.data_seed)) for m in self.members]
-        self.size = size
-
-    def _put(self, tree: Any) -> Any:
-        return jax.device_put(tree, self.device)
+        self.h_R = lane.put(population.stack([m.h for m in self.members], size))
+        self.numbers_R = lane.put(population.stack(numbers, size))
+        self.batch_size, self.size = first.config.train.batch_size, size
+        # Hosts that share a model read their own rows of each batch.
+        own = rows(lane.mesh, self.batch_size) if lane.mesh is not None and jax.process_count() > 1 else None
+        self.feeds = [Feed(m.run.source.stream, int(m.h.data_seed), own) for m in self.members]
 
     def dispatch(self, active: list[Member]) -> None:
         """Some steps of every run that has some to do."""
-        n = min(self.clock.steps(len(active)), CHUNK if self.feeds[0].stream is None else STREAM_CHUNK)
+        n = min(agree(self.clock.steps(len(active))), CHUNK if self.feeds[0].stream is None else STREAM_CHUNK)
         n_R = np.zeros(self.size, np.int32)
         for i, m in enumerate(self.members):
             n_R[i] = min(m.until() - m.step, n) if m.active else 0
@@ -97,11 +99,10 @@ class _Training:
         self.states, metrics = population.advance(
             self.program, self.mode, self.states, n_R, self.h_R, self.numbers_R, self.data, batches_R
         )
-        counters = [np.asarray(x) for x in (self.states.step, self.states.retry, self.states.bad_in_a_row,
-                                            self.states.bad_steps)]  # fmt: skip
-        values = {name: np.asarray(value) for name, value in metrics.items()}
+        values, at = gather(metrics), self.states
+        counters = gather((at.step, at.retry, at.bad_in_a_row, at.bad_steps))
         done_R = [int(counters[0][i]) - m.step for i, m in enumerate(self.members)]
-        per_step = self.members[0].t.batch_size * self.members[0].run.config.model.context
+        per_step = self.batch_size * self.members[0].run.config.model.context
         tokens_per_second = self.clock.measured(self.members, done_R, per_step)
         for i, m in enumerate(self.members):
             if m.active:
@@ -116,7 +117,10 @@ class _Training:
         taken = [feed.take(m.retry, m.step, n) if n else None for feed, m, n in mine]
         some = next(batch for batch in taken if batch is not None)
         idle = jax.tree.map(np.zeros_like, some)
-        return population.stack([idle if batch is None else batch for batch in taken], self.size)
+        batches_R = population.stack([idle if batch is None else batch for batch in taken], self.size)
+        if self.feeds[0].rows is None or self.lane.mesh is None:
+            return batches_R
+        return from_rows(batches_R, self.lane.mesh, self.batch_size, axis=2)
 
     def validate(self) -> None:
         """Numbers on held-out data, into the last point of those that are due; with a running mean of the parameters
@@ -130,7 +134,7 @@ class _Training:
             if params_R is None:
                 continue
             held_out_R = population.evaluate(self.task, self.mode, params_R, self.numbers_R, self.data, due_R)
-            held_out_R = jax.tree.map(np.asarray, held_out_R)
+            held_out_R = gather(held_out_R)
             for i in due:
                 numbers = self.task.summarise(_part(held_out_R, i))
                 if "validation_loss" not in numbers:
@@ -144,7 +148,7 @@ class _Training:
         """Brings the states that are due to the host, and to the disk if it is time."""
         due = [i for i, m in enumerate(self.members) if m.due_for_keeping()]
         if due:
-            host = jax.device_get(self.states)
+            host = gather(self.states)
             for i in due:
                 self.members[i].keep(_part(host, i))
 
@@ -158,23 +162,23 @@ class _Training:
 
     def stop(self) -> None:
         """Saves what is needed to go on from here."""
-        host = jax.device_get(self.states)
+        host = gather(self.states)
         for i, m in enumerate(self.members):
             m.stop(_part(host, i))
 
     def _roll_back(self, i: int) -> None:
         """A run that has failed goes back, or is given up."""
         m = self.members[i]
-        if not m.hooks.held():
-            m.gone = True
-        elif m.retry >= m.t.max_rollbacks:
+        if not m.held():
+            return
+        if m.retry >= m.t.max_rollbacks:
             m.finish("diverged")
         else:
             state = m.roll_back()
-            host = jax.tree.map(np.array, jax.device_get(self.states))
+            host = jax.tree.map(np.array, gather(self.states))
             for all_, one in zip(jax.tree.leaves(host), jax.tree.leaves(state), strict=True):
                 all_[i] = one
-            self.states = self._put(host)
+            self.states = self.lane.put_states(host, m.run.config.model)
 
 
 def _part(tree_R: Any, i: int) -> Any:

@@ -433,7 +433,7 @@ def test_small_programs_too_are_kept_compiled_wherever_the_cache_lies(monkeypatc
     assert ("jax_compilation_cache_dir" in set_to) == (given is None)
 
 
-@pytest.mark.parametrize("allowed", [2, 9, 25, 40])
+@pytest.mark.parametrize("allowed", [2, 9, 25, 40, 43])
 def test_a_disk_that_fills_up_is_said_and_a_later_call_goes_on(configs, undisturbed, tmp_path, monkeypatch, allowed):
     calls, real = iter(range(10**6)), os.fsync
 

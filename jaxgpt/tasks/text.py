@@ -68,8 +68,8 @@ def reader() -> Callable[[RunConfig], Source]:
         else:
             corpus.check_length(d.corpus, text.sizes, "bytes", c.context, d.validation_fraction)
 
-        def batches(data_seed: int, retry: int, step: int):
-            return stream.batches(files(text, chosen).train, c.context, task.batch_size, data_seed, retry, step)
+        def batches(data_seed: int, retry: int, step: int, rows: slice | None = None):
+            return stream.batches(files(text, chosen).train, c.context, task.batch_size, data_seed, retry, step, rows)
 
         def data() -> TextData:
             return task.data(check(files(text, chosen)), chosen, streamed=True)
