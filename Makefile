@@ -9,13 +9,15 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(SUITS)' 2>/dev/null && echo $$p && break; done)
 FOUND = $(shell $(or $(PYTHON),python3) --version 2>&1 | head -n 1)
 
-.PHONY: demo test test-slow test-hf lint clean
+.PHONY: demo test test-slow test-hf test-cluster bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train a sweep of language models on real text and plot its scaling law (minutes on 2 cores)"
 	@echo "make test       the tests (minutes);  make test-slow: reproductions and endurance tests"
 	@echo "make test-hf    parity with the transformers package (installs torch)"
+	@echo "make test-cluster   sweeps on a real Slurm and a real Ray, both started on this machine (as root on Debian)"
+	@echo "make bench      the benchmarks on this CPU, and their table (installs torch)"
 	@echo "make lint       style and types;      make clean: removes .venv and caches, never results"
 
 demo: $(VENV)/.demo-is-set-up
@@ -33,6 +35,21 @@ test-hf:
 	@$(MAKE) --no-print-directory VENV=.venv-hf .venv-hf/.test-is-set-up
 	@.venv-hf/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test-hf]'
 	.venv-hf/bin/python -m pytest tests/test_huggingface.py
+
+# A real Slurm and a real Ray on this machine, in an environment of its own: Ray is large.
+test-cluster:
+	@tests/cluster/install.sh
+	@$(MAKE) --no-print-directory VENV=.venv-cluster .venv-cluster/.test-is-set-up
+	@.venv-cluster/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[slurm,ray]'
+	.venv-cluster/bin/python -m pytest -m cluster tests/cluster
+
+# All that runs on a CPU, in an environment of its own: torch is large. A GPU: python3 -m benchmarks.gpu
+BENCH := steps sweeps startup scale mixture sampling
+bench:
+	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.demo-is-set-up
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	@for name in $(BENCH); do .venv-bench/bin/python -m benchmarks.$$name || exit; done
+	@cat benchmarks/README.md
 
 lint: $(VENV)/.test-is-set-up
 	$(BIN)/ruff check .
@@ -58,5 +75,5 @@ $(VENV)/.test-is-set-up: $(VENV)/.demo-is-set-up
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-hf .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-hf .venv-bench .venv-cluster .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv*' -exec rm -rf {} +

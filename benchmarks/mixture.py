@@ -1,14 +1,10 @@
-"""A mixture of experts, forward and backward, beside other ways to compute the same: python benchmarks/mixture.py
+"""A mixture of experts, forward and backward, beside other ways to compute the same: python -m benchmarks.mixture
 
-The ways take turns, A B C D A B C D ..., in one process. Printed: the median of each in ms, and its ratio to ours.
-All give the same outputs, which is checked first.
+The ways take turns, A B C D A B C D ..., in one process. All give the same outputs, which is checked first.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from benchmarks import harness
 from jaxgpt.config import ModelConfig
 from jaxgpt.mixture import Mixture
 
@@ -73,12 +70,8 @@ WAYS: dict[str, Callable[[Mixture, Array], Array]] = {"ours": ours, "loop": loop
 
 
 def main() -> None:
-    """Measures and prints."""
-    asked = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    for name, default in (("width", 64), ("hidden", 256), ("experts", 8), ("per-token", 2), ("tokens", 1024)):
-        asked.add_argument(f"--{name}", type=int, default=default)
-    asked.add_argument("--rounds", type=int, default=30)
-    args = asked.parse_args()
+    """Measures and writes mixture.json."""
+    args = harness.arguments(__doc__, width=64, hidden=256, experts=8, per_token=2, tokens=1024, turns=30)
     c = ModelConfig(d_model=args.width, n_heads=1, d_mlp=args.hidden, n_experts=args.experts,
                     experts_per_token=args.per_token, compute_dtype="float32")  # fmt: skip
     keys = iter(jax.random.split(jax.random.key(0), 8))
@@ -95,16 +88,23 @@ def main() -> None:
     steps = {name: step(way) for name, way in WAYS.items()}
     losses = {name: float(run(params, x_NxD)[0]) for name, run in steps.items()}
     assert all(abs(loss / losses["ours"] - 1) < 1e-4 for loss in losses.values()), losses
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(args.rounds):
-        for name, run in steps.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run(params, x_NxD))
-            seconds[name].append(time.perf_counter() - began)
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
-    print(f"{jax.devices()[0].device_kind}, {vars(args)}")
-    for name, value in middle.items():
-        print(f"{name:>12} {1e3 * value:9.2f} ms {value / middle['ours']:7.2f} x ours")
+    sides = {
+        name: lambda run=run: harness.timed(lambda: jax.block_until_ready(run(params, x_NxD)))
+        for name, run in steps.items()
+    }
+    found = harness.alternate(sides, args.turns)
+    wall = {name: [one["wall"] for one in turns] for name, turns in found.items()}
+    shape = f"{args.experts} experts of {args.hidden}, {args.per_token} per token, {args.tokens} x {args.width}"
+    mine = harness.median(1e3 * seconds for seconds in wall["ours"])
+    lines = [harness.Row(f"a mixture forward and backward: {shape}", mine, "ms", "less")]
+    lines += [
+        harness.Row(f"{name} over ours", harness.ratio(wall[name], wall["ours"]), "times the time", "more")
+        for name in wall
+        if name != "ours"
+    ]
+    device = jax.devices()[0]
+    where = None if device.platform == "cpu" else device.device_kind
+    harness.write("mixture", "A mixture of experts", lines, {"seconds": found}, device=where, results=args.out)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
-"""Tokens per second of sampling with the cache, and by a full pass per token: python benchmarks/sampling.py
+"""Tokens per second of sampling with the cache, and by a full pass per token: python -m benchmarks.sampling
 
 The two take turns, A B A B, in one process, and make the same tokens.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
 from collections.abc import Iterator
 
 import jax
@@ -15,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks import harness
 from jaxgpt import ModelConfig, create, generate
 from jaxgpt.sample import draw
 
@@ -36,11 +34,8 @@ def without_cache(model: nnx.Module, prompt: list[int], length: int, tokens: int
 
 
 def main() -> None:
-    """Measures and prints."""
-    asked = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    for name, default in (("width", 128), ("layers", 4), ("context", 256), ("tokens", 100), ("rounds", 5)):
-        asked.add_argument(f"--{name}", type=int, default=default)
-    args = asked.parse_args()
+    """Measures and writes sampling.json."""
+    args = harness.arguments(__doc__, width=128, layers=4, context=256, tokens=100, turns=5)
     model = create(ModelConfig(d_model=args.width, n_layers=args.layers, context=args.context))
     prompt = list(b"def mean(")
     ways = {
@@ -49,16 +44,19 @@ def main() -> None:
     }
     made = {name: list(way()) for name, way in ways.items()}  # and compiles
     assert made["with the cache"] == made["without"]
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            count = len(list(way()))
-            rates[name].append(count / (time.perf_counter() - began))
-    middle = {name: statistics.median(values) for name, values in rates.items()}
-    print(f"{jax.devices()[0].device_kind}, {vars(args)}")
-    for name, value in middle.items():
-        print(f"{name:>15} {value:9.0f} tokens/s {value / middle['without']:7.1f} x without")
+    found = harness.alternate(
+        {name: lambda way=way: harness.timed(lambda: list(way())) for name, way in ways.items()}, args.turns
+    )
+    rates = {name: [args.tokens / one["wall"] for one in turns] for name, turns in found.items()}
+    shape = f"width {args.width}, {args.layers} layers, context {args.context}"
+    lines = [
+        harness.Row(f"sampling with the cache: {shape}", harness.median(rates["with the cache"]), "tokens/s", "more"),
+        harness.Row("with the cache over without", harness.ratio(rates["with the cache"], rates["without"]),
+                    "times the tokens/s", "more"),
+    ]  # fmt: skip
+    device = jax.devices()[0]
+    where = None if device.platform == "cpu" else device.device_kind
+    harness.write("sampling", "Sampling", lines, {"seconds": found}, device=where, results=args.out)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.flags import Diff, Export, ExportHf, List, Reproduce, Runs, Sample, Show, Sweep, Train
-from experiments.interrupt import ending_at_once
+from experiments.interrupt import PREEMPTED, ending_at_once
 from experiments.settings import configs, settings_of
 from experiments.tables import LEGEND, count, planned_row, profile_table, runs_table, unfinished
 from jaxgpt.config import BadInput, RunConfig, override, parse_settings
 
-UNFINISHED = 75  # EX_TEMPFAIL: what asks to be run again
+UNFINISHED = PREEMPTED  # --max-minutes too
 
 
 def list_(flags: List, console: Console) -> None:
@@ -73,6 +73,7 @@ def train(flags: Train, console: Console) -> int:
     """`jaxgpt train`."""
     config = override(RunConfig(), settings_of(flags.config) | parse_settings(flags.settings))
     _check_trackers(flags.track)
+    _start_hosts(flags.hosts)
     with ending_at_once():
         from jaxgpt import launch
         from jaxgpt.tasks import text
@@ -98,7 +99,11 @@ def sweep(flags: Sweep, console: Console) -> int:
         return 0
     with ending_at_once():
         from jaxgpt.tasks import text
-    rows, code = _sweep(wanted, flags, text.reader())
+    names = ("job_minutes", "partition", "gpus", "cpus", "memory_gb", "address")
+    resources = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    elsewhere = flags.launcher != "local" or flags.workers is not None or resources
+    _start_hosts(flags.hosts)
+    rows, code = _launch(wanted, flags, resources) if elsewhere else _sweep(wanted, flags, text.reader())
     _tell(rows, flags, rows, console)
     return code
 
@@ -212,8 +217,52 @@ def _sweep(configs: list[RunConfig], flags: Train | Sweep, setup: Any) -> tuple[
     """The finished runs' rows, and the exit code. Says so when the time was up before all were done."""
     from jaxgpt.launch import plan, sweep
 
-    table = sweep(configs, flags.out, setup=setup, max_minutes=flags.max_minutes, trackers=flags.track)
-    rows, planned = table.to_dict("records"), len(plan(configs, flags.out, setup))
+    table = sweep(configs, flags.out, setup=setup, max_minutes=flags.max_minutes, trackers=flags.track,
+                  devices=flags.devices, layout=_layout(flags))  # fmt: skip
+    return _outcome(table, len(plan(configs, flags.out, setup)))
+
+
+def _layout(flags: Train | Sweep) -> Any:
+    from jaxgpt.parallel import Layout
+
+    return Layout(flags.layout.data, flags.layout.model, flags.layout.fsdp)
+
+
+def _start_hosts(hosts: str | None) -> None:
+    """What `--hosts` asks for: this process becomes one of several, before JAX is used."""
+    if hosts is None:
+        return
+    from jaxgpt.parallel import start_hosts
+
+    address, *numbers = hosts.split(",")
+    if hosts == "auto":
+        start_hosts()
+    elif len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+        start_hosts(address, *map(int, numbers))
+    else:
+        raise BadInput(f"--hosts {hosts} is not allowed; it must be auto or ADDRESS:PORT,COUNT,INDEX")
+
+
+def _launch(configs: list[RunConfig], flags: Sweep, resources: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """As `_sweep`, in other processes; 1 when a job was given up."""
+    with ending_at_once():
+        import jax
+
+        from jaxgpt.launch import plan
+        from jaxgpt.launchers import Failed, Resources, launch
+    jax.config.update("jax_platforms", "cpu")  # the accelerator is for the workers
+    try:
+        table = launch(configs, flags.out, launcher=flags.launcher, workers=flags.workers, trackers=flags.track,
+                       resources=Resources(**resources), max_minutes=flags.max_minutes)  # fmt: skip
+    except Failed as error:
+        for line in str(error).splitlines():
+            _warn(line)
+        return error.table.to_dict("records"), 1
+    return _outcome(table, len(table if flags.max_minutes is None else plan(configs, flags.out)))
+
+
+def _outcome(table: Any, planned: int) -> tuple[list[dict[str, Any]], int]:
+    rows = table.to_dict("records")
     if len(rows) == planned:
         return rows, 0
     sys.stderr.write(f"time is up: {len(rows)} of {planned} runs are done; the same command goes on\n")
@@ -230,18 +279,27 @@ def _tell(rows: list[dict[str, Any]], flags: Train | Sweep, numbers: Any, consol
 
 def _dry_run(configs: list[RunConfig], flags: Sweep, console: Console) -> None:
     from jaxgpt import store
-    from jaxgpt.launch import estimate_seconds, plan
+    from jaxgpt.forecast import estimate_seconds
+    from jaxgpt.launch import expose, plan
+    from jaxgpt.population import split
     from jaxgpt.progress import duration
 
     if flags.out.exists() and not flags.out.is_dir():
         raise BadInput(f"--out {flags.out} is a file; a folder is needed")
+    lanes = expose(flags.devices)
     planned = plan(configs, flags.out)
+    population = {run.id: part.name for part in split(planned) for run in part.runs}
     status = {run.id: "done" if store.read_row(run.folder, run.id) else "to do" for run in planned}
-    rows = [planned_row(run.id, run.config, status[run.id]) for run in planned]
-    seconds = estimate_seconds(planned)
+    rows = [planned_row(run.id, run.config, status[run.id]) | {"population": population[run.id]} for run in planned]
+    seconds = estimate_seconds(planned, len(lanes))
     console.print(runs_table(rows))
     console.print(LEGEND)
-    console.print(f"{count(list(status.values()))}; what is to do takes about {duration(seconds)} (a rough estimate)")
+    programs, devices = len(set(population.values())), len(lanes)
+    console.print(
+        f"{count(list(status.values()))}; compiled programs: {programs}; {lanes[0].platform} devices: {devices}; "
+        f"what is to do takes about {duration(seconds)} (a rough estimate)",
+        soft_wrap=True,
+    )
     _write(flags.json, {"runs": rows, "estimated_seconds": seconds})
 
 

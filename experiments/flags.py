@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -38,6 +38,39 @@ Trackers = Annotated[tuple[str, ...], tyro.constructors.PrimitiveConstructorSpec
     nargs=1, metavar="TRACKER", instance_from_str=_trackers, str_from_instance=lambda names: [",".join(names)],
     is_instance=lambda names: isinstance(names, tuple),
 )]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spread:
+    """`--layout`: as jaxgpt.parallel.Layout, which imports JAX."""
+
+    data: int = 1
+    model: int = 1
+    fsdp: bool = False
+
+    def __str__(self) -> str:
+        return f"data={self.data},model={self.model}" + ",fsdp" * self.fsdp
+
+
+def _spread(words: list[str]) -> Spread:
+    found: dict[str, int | bool] = {}
+    for word in words[0].split(","):
+        name, _, value = word.partition("=")
+        if name == "fsdp" and not value:
+            found[name] = True
+        elif name in ("data", "model") and value.isdecimal() and int(value):
+            found[name] = int(value)
+        else:
+            raise ValueError(f"{word} is not allowed; it must look like data=4,model=2,fsdp, any part of it")
+    return Spread(**found)  # pyright: ignore[reportArgumentType]
+
+
+Layouts = Annotated[Spread, tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1, metavar="data=N,model=N,fsdp", instance_from_str=_spread, str_from_instance=lambda spread: [str(spread)],
+    is_instance=lambda spread: isinstance(spread, Spread),
+)]  # fmt: skip
+Devices = Annotated[int | None, tyro.conf.arg(metavar="N")]
+Hosts = Annotated[str | None, tyro.conf.arg(metavar="HOSTS")]
 
 
 @dataclass(frozen=True)
@@ -80,6 +113,13 @@ class Train:
     """stop cleanly after about so long (exit code 75 if not all is done); the same command goes on"""
     track: Trackers = ()
     """log to tensorboard, wandb or both (tensorboard,wandb) while it trains"""
+    devices: Devices = None
+    """use so many devices; all unless given (on a CPU each core is one)"""
+    layout: Layouts = Spread()
+    """spread each model over devices: batches over data, heads and MLP over model; fsdp: parameters over data too"""
+    hosts: Hosts = None
+    """train each model on several hosts, each of which runs this command: auto (Slurm's srun, Kubernetes, TPU pods), or
+    ADDRESS:PORT,COUNT,INDEX"""
     profile: bool = False
     """first time and trace a few steps: where a step's time goes, memory, share of the device's peak"""
     json: OptionalFile = None
@@ -104,6 +144,29 @@ class Sweep:
     """stop cleanly after about so long (exit code 75 if not all is done); the same command goes on"""
     track: Trackers = ()
     """log to tensorboard, wandb or both (tensorboard,wandb) while it trains"""
+    devices: Devices = None
+    """use so many devices; all unless given (on a CPU each core is one)"""
+    layout: Layouts = Spread()
+    """spread each model over devices: batches over data, heads and MLP over model; fsdp: parameters over data too"""
+    hosts: Hosts = None
+    """train each model on several hosts, each of which runs this command: auto (Slurm's srun, Kubernetes, TPU pods), or
+    ADDRESS:PORT,COUNT,INDEX"""
+    launcher: Literal["local", "slurm", "ray"] = "local"
+    """where the runs train: on this machine, as jobs of Slurm, or as tasks of Ray"""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
+    """local: K processes, any of which may die (else it trains in this one); slurm, ray: at most K jobs at once"""
+    job_minutes: Annotated[int | None, tyro.conf.arg(metavar="MINUTES")] = None
+    """slurm: time limit of a job, 60 unless given; it saves before, and is put back in the queue"""
+    partition: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """slurm: where to submit; for all else Slurm's own variables do: SBATCH_ACCOUNT, SBATCH_QOS, ..."""
+    gpus: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """slurm, ray: GPUs for each job, 0 unless given"""
+    cpus: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """slurm, ray: cores for each job, 1 unless given"""
+    memory_gb: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
+    """slurm, ray: memory for each job"""
+    address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """ray: a cluster that is running; none: one is started on this machine, for this sweep"""
     json: OptionalFile = None
     """write the rows (or, with --dry-run, the plan) here"""
 

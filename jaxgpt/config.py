@@ -84,7 +84,8 @@ class ModelConfig:
     )
     matmul_precision: Literal["default", "high", "highest"] = field("default", "of matrix products on accelerators")
     attention_kernel: Literal["auto", "plain", "fused"] = field(
-        "auto", "fused: jax.nn.dot_product_attention; auto: fused on GPU, plain elsewhere"
+        "auto",
+        "fused: jax.nn.dot_product_attention; auto: fused on GPU, else plain (on CPU in blocks, which lack forward AD)",
     )
     scan_layers: bool = field(False, "one compiled block looped over the layers: compiles faster, runs slower on CPU")
     remat: bool = field(False, "recompute activations in the backward pass: less memory, about a third more time")

@@ -285,8 +285,9 @@ def expose(devices: int | None) -> list[Any]:
 
 def lanes_of(layout: Layout, devices: int | None) -> list[Lane]:
     """Where blocks are trained: `expose`'s devices, each by itself, or as meshes that hold one model each."""
-    found = expose(devices) if jax.process_count() == 1 else jax.devices()
-    if layout.size == 1 and jax.process_count() == 1:
+    several_hosts = jax.distributed.is_initialized()  # asking for their number would start JAX before it is told more
+    found = jax.devices() if several_hosts else expose(devices)
+    if layout.size == 1 and not several_hosts:
         return [Lane(device) for device in found]
     return [Lane(mesh=mesh, layout=layout) for mesh in parallel.lanes(layout, found)]
 

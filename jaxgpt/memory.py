@@ -71,7 +71,8 @@ class _Widths:
     compute: int  # bytes of an activation
     wide: int  # bytes of what is computed in float32 or wider
     cpu: bool
-    flash: bool  # attention without its [B, H, T, T] arrays
+    flash: bool  # a kernel of attention that keeps nothing of size [B, H, T, T]
+    blockwise: bool  # blockwise.py, which keeps nothing of it either, and works on a block of it
 
 
 def step_bytes(config: RunConfig, platform: str) -> int:
@@ -88,7 +89,7 @@ def step_bytes(config: RunConfig, platform: str) -> int:
     for most 0.9 to 1.2. For accelerators the same terms are taken, with activations at the compute dtype's width, less
     what was seen of XLA on CPU only; that could not be held against one.
     """
-    c, w = config.model, _widths(config.model, platform)
+    c, w = config.model, _widths(config, platform)
     weights = parameters(c).total * _BYTES[c.param_dtype]
     decayed = moments(config) * _BYTES[c.param_dtype]
     # In the loop over microbatches: the sums so far and the part's own. Only after it come the moments.
@@ -107,13 +108,13 @@ def _iterated(c: ModelConfig) -> int:
     return 5 * (hidden(c) - stacked) + stacked
 
 
-def _widths(c: ModelConfig, platform: str) -> _Widths:
-    cpu = platform == "cpu"
+def _widths(config: RunConfig, platform: str) -> _Widths:
+    c, cpu = config.model, platform == "cpu"
     auto = c.param_dtype if cpu else "bfloat16"
     compute = auto if c.compute_dtype == "auto" else c.compute_dtype
     # XLA computes bfloat16 in float32 on CPU, and keeps what it computed.
     width = max(4, _BYTES[compute]) if cpu else _BYTES[compute]
-    return _Widths(width, max(4, _BYTES[compute]), cpu, _flash(c, platform, compute))
+    return _Widths(width, max(4, _BYTES[compute]), cpu, _flash(c, platform, compute), cpu and _blockwise(config))
 
 
 def _flash(c: ModelConfig, platform: str, compute: str) -> bool:
@@ -121,6 +122,13 @@ def _flash(c: ModelConfig, platform: str, compute: str) -> bool:
     fits = compute == "bfloat16" and c.head_width <= 128 and c.head_width % 8 == 0 and c.positions != "alibi"
     chosen = c.attention == "softmax" and c.attention_kernel != "plain" and c.matmul_precision == "default"
     return platform == "gpu" and fits and chosen and c.dropout == 0
+
+
+def _blockwise(config: RunConfig) -> bool:
+    """Whether model.py takes blockwise.py on a CPU."""
+    c = config.model
+    plain = c.attention == "softmax" and c.causal and c.positions != "alibi" and c.attention_kernel == "auto"
+    return plain and c.dropout == 0 and not config.data.document_mask
 
 
 def _activations(config: RunConfig, w: _Widths) -> float:
@@ -139,6 +147,9 @@ def _activations(config: RunConfig, w: _Widths) -> float:
         return head
     block = 2 * stream + 2 * tokens * c.mlp_width * w.compute
     block += 2 * tokens * c.n_heads * c.context * w.compute if c.dropout else 0
+    # XLA works on all blocks of queries at once; together they see so much of the square.
+    seen = (1 + 1 / _query_blocks(c.context)) / 2
+    block += 3 * seen * tokens * c.n_heads * c.context * w.wide if w.blockwise else 0
     # On CPU XLA finds that what remat computes again is there already, and keeps it; a loop hides that from it.
     if c.remat and (_scanned(c) or not w.cpu):
         return c.n_layers * stream + max(head, _layer(c, tokens, w, HIDDEN_UNROLLED, in_loop=False) + block)
@@ -147,6 +158,11 @@ def _activations(config: RunConfig, w: _Widths) -> float:
         return c.n_layers * _layer(c, tokens, w, HIDDEN_SCANNED, in_loop=True) + max(head, taken + block)
     layer = _layer(c, tokens, w, HIDDEN_UNROLLED, in_loop=config.train.microbatches > 1)
     return c.n_layers * layer + max(head, block)
+
+
+def _query_blocks(length: int) -> int:
+    """`blockwise.blocks`, without its import of JAX."""
+    return next(n for n in range(min(8, max(1, length // 64)), 0, -1) if length % n == 0)
 
 
 def _scanned(c: ModelConfig) -> bool:
@@ -158,8 +174,8 @@ def _scores(c: ModelConfig, tokens: int, w: _Widths, *, in_loop: bool) -> float:
     """Bytes of what one layer keeps of size [B, H, T, T]."""
     pairs = tokens * c.n_heads * c.context
     dropped = 2 * (c.dropout > 0) * w.compute  # which, and the pattern without them
-    if w.flash:
-        return tokens * c.n_heads * 4  # the log of each query's sum
+    if w.flash or w.blockwise:
+        return tokens * c.n_heads * w.wide  # the log of each query's sum
     if c.attention == "linear":
         return pairs * (w.compute + dropped)
     # The exponentials and the pattern. XLA's softmax for CPU also keeps the sums, spread over the keys.
@@ -238,7 +254,8 @@ def training_bytes(config: RunConfig, platform: str | None = None) -> int:
     compute = c.param_dtype if compute == "auto" else compute
     tokens = config.train.batch_size // config.train.microbatches * c.context
     numbers = tokens * (c.output_width + (c.n_layers + 1) * c.d_model)
-    if c.architecture == "transformer" and not _flash(c, platform or "gpu", compute):
+    in_blocks = platform in ("cpu", None) and _blockwise(config)
+    if c.architecture == "transformer" and not in_blocks and not _flash(c, platform or "gpu", compute):
         layers = c.n_layers if platform == "cpu" and not c.remat else min(1, c.n_layers)
         numbers += layers * tokens * c.n_heads * c.context
     gradients = parameters(c).total * _BYTES[c.param_dtype]

@@ -31,7 +31,7 @@ from einops import rearrange, repeat
 from flax import nnx
 from jax import Array
 
-from jaxgpt import parts
+from jaxgpt import blockwise, parts
 from jaxgpt.config import BadInput, ModelConfig
 from jaxgpt.mixture import Mixture
 from jaxgpt.parallel import over_data
@@ -151,15 +151,21 @@ class Attention(nnx.Module):
         dropped = key is not None and c.dropout > 0
         if self._fused() and past is None and not dropped and not tapped("attention.pattern"):
             z_BxTxHxK = self._fused_heads(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, view)
+            return self._written(z_BxTxHxK, tap), past
+        k_BxSxHxK, v_BxSxHxK = (
+            repeat(x, "B S G K -> B S (G R) K", R=c.n_heads // c.kv_heads) for x in (k_BxSxGxK, v_BxSxGxK)
+        )
+        if self._blockwise(view) and past is None and not dropped and not tapped("attention.pattern"):
+            z_BxTxHxK = blockwise.causal(q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, c.score_scale, c.matmul_precision)
         else:
-            k_BxSxHxK, v_BxSxHxK = (
-                repeat(x, "B S G K -> B S (G R) K", R=c.n_heads // c.kv_heads) for x in (k_BxSxGxK, v_BxSxGxK)
-            )
             pattern_BxHxTxS = tap("attention.pattern", self.pattern(q_BxTxHxK, k_BxSxHxK, view))
             pattern_BxHxTxS = parts.dropout(pattern_BxHxTxS, c.dropout, key, 0)
             z_BxTxHxK = jnp.einsum("BHTS,BSHK->BTHK", pattern_BxHxTxS, v_BxSxHxK, precision=c.matmul_precision)
+        return self._written(z_BxTxHxK, tap), past
+
+    def _written(self, z_BxTxHxK: Array, tap: Tap) -> Array:
         z_BxTxHxK = tap("attention.heads", z_BxTxHxK)
-        return tap("attention.out", self.out(rearrange(z_BxTxHxK, "B T H K -> B T (H K)"))), past
+        return tap("attention.out", self.out(rearrange(z_BxTxHxK, "B T H K -> B T (H K)")))
 
     def pattern(self, q_BxTxHxK: Array, k_BxSxHxK: Array, view: View) -> Array:
         """Weights [B, H, T, S] of the values; 0 where a key is hidden, all 0 where a query sees no key."""
@@ -177,6 +183,13 @@ class Attention(nnx.Module):
         weights_BxHxTxS = jax.nn.softmax(jnp.where(visible_Bx1xTxS, scores_BxHxTxS, hidden), axis=-1)
         weights_BxHxTxS = jnp.where(visible_Bx1xTxS, weights_BxHxTxS, 0)
         return weights_BxHxTxS.astype(q_BxTxHxK.dtype)
+
+    def _blockwise(self, view: View) -> bool:
+        c = self.config
+        plain = c.attention == "softmax" and c.causal and c.positions != "alibi" and not view.masked
+        # Over a mesh batch and heads are divided, which blocks make one axis of.
+        alone = jax.sharding.get_abstract_mesh().empty
+        return plain and alone and c.attention_kernel == "auto" and jax.default_backend() == "cpu"
 
     def _fused(self) -> bool:
         c = self.config

@@ -72,7 +72,7 @@ def check(layout: Layout, config: RunConfig) -> None:
         )
 
 
-def lanes(layout: Layout, devices: Sequence[jax.Device]) -> list[Mesh]:
+def lanes(layout: Layout, devices: Sequence[Any]) -> list[Mesh]:
     """The grid of devices [run, data, model] cut along `run`: for each model a mesh with axes data and model.
 
     Devices that do not make up a lane are left out. Raises BadInput for fewer devices than one lane has, and under

@@ -41,8 +41,17 @@ def linear(c: ModelConfig, d_in: int, d_out: int, bias: bool | None = None) -> n
         precision=c.matmul_precision,
         rngs=NO_KEYS,
         kernel_init=nnx.initializers.zeros,
+        dot_general=_rows_times,
         **dtypes(c),
     )
+
+
+def _rows_times(x: Array, w: Array, _contracted: Any, **how: Any) -> Array:
+    """x W with the leading axes of x made one. For x [B, T, D] XLA's CPU backend would copy the gradient of x W
+    transposed for that of W, which took three times as long.
+    """
+    rows = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), w, (((1,), (0,)), ((), ())), **how)
+    return rows.reshape(*x.shape[:-1], w.shape[-1])
 
 
 def table(c: ModelConfig, rows: int) -> nnx.Embed:
@@ -122,5 +131,5 @@ def write(
     else:
         assert embed is not None, "ModelConfig ties the output only to a token embedding"
         table_VxD = embed.embedding[...].astype(x_BxTxD.dtype)
-        logits_BxTxV = jnp.einsum("BTD,VD->BTV", x_BxTxD, table_VxD, precision=c.matmul_precision)
+        logits_BxTxV = _rows_times(x_BxTxD, table_VxD.T, None, precision=c.matmul_precision)
     return logits_BxTxV if c.logit_cap is None else c.logit_cap * jnp.tanh(logits_BxTxV / c.logit_cap)

@@ -18,7 +18,7 @@ from jaxgpt.config import BadInput
 from jaxgpt.parallel import Layout
 
 ROOT = Path(__file__).parents[1]
-# Compiles in two thirds of the time; the programs are tiny.
+# Less time to compile: the programs are tiny.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 

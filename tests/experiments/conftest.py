@@ -69,7 +69,7 @@ def forbid_training(monkeypatch):
     """Any run that starts to train fails the test."""
     import jaxgpt.launch
 
-    monkeypatch.setattr(jaxgpt.launch, "train", lambda run, **_: pytest.fail(f"{run.id} was trained"))
+    monkeypatch.setattr(jaxgpt.launch, "train_block", lambda block, *_, **__: pytest.fail(f"{block} was trained"))
 
 
 @pytest.fixture

@@ -1,0 +1,53 @@
+"""Attention in blocks of queries equals the softmax of the definition, and so does its gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgpt import blockwise
+
+
+def plain(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, scale):
+    """The definition, with every score at once."""
+    length = q_BxTxHxK.shape[1]
+    scores_BxHxTxS = scale * jnp.einsum("BTHK,BSHK->BHTS", q_BxTxHxK, k_BxTxHxK)
+    seen_TxS = np.tril(np.ones((length, length), bool))
+    pattern_BxHxTxS = jax.nn.softmax(jnp.where(seen_TxS, scores_BxHxTxS, -jnp.inf), axis=-1)
+    return jnp.einsum("BHTS,BSHK->BTHK", pattern_BxHxTxS, v_BxTxHxK)
+
+
+@pytest.mark.parametrize("length", [1, 7, 130, 192])
+def test_values_and_gradients_are_those_of_the_definition(length):
+    random = np.random.default_rng(0)
+    q, k, v, g = (jnp.asarray(random.normal(size=(2, length, 3, 4)), jnp.float32) for _ in range(4))
+    ours, back = jax.vjp(lambda *qkv: blockwise.causal(*qkv, 0.7, None), q, k, v)
+    theirs, theirs_back = jax.vjp(lambda *qkv: plain(*qkv, 0.7), q, k, v)
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    for mine, right in zip(back(g), theirs_back(g), strict=True):
+        np.testing.assert_allclose(mine, right, atol=5e-6)
+
+
+def test_scores_beyond_the_range_of_exp_stay_finite():
+    x = jnp.full((1, 128, 1, 2), 30.0)
+    value, gradient = jax.value_and_grad(lambda q: blockwise.causal(q, x, x, 1.0, None).sum())(x)
+    assert value == 128 * 2 * 30.0
+    assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    ("length", "count"), [(1, 1), (63, 1), (64, 1), (128, 2), (130, 2), (256, 4), (1024, 8), (131, 1)]
+)
+def test_blocks_are_equal_and_not_shorter_than_worthwhile(length, count):
+    assert blockwise.blocks(length) == count
+    assert length % count == 0
+
+
+def test_half_precision_comes_out_as_it_went_in():
+    random = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(random.normal(size=(1, 128, 2, 4)), jnp.bfloat16) for _ in range(3))
+    out, back = jax.vjp(lambda *qkv: blockwise.causal(*qkv, 0.5, None), q, k, v)
+    assert {x.dtype for x in (out, *back(out))} == {jnp.dtype(jnp.bfloat16)}
+    np.testing.assert_allclose(
+        out.astype(np.float32), plain(*(x.astype(jnp.float32) for x in (q, k, v)), 0.5), atol=0.03
+    )
