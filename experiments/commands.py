@@ -102,6 +102,9 @@ def sweep(flags: Sweep, console: Console) -> int:
     names = ("job_minutes", "partition", "gpus", "cpus", "memory_gb", "address")
     resources = {name: value for name in names if (value := getattr(flags, name)) is not None}
     elsewhere = flags.launcher != "local" or flags.workers is not None or resources
+    for name in ("devices", "hosts") if elsewhere else ():
+        if (value := getattr(flags, name)) is not None:
+            raise BadInput(f"--{name} {value} is for a sweep in this process; a job has its own --cpus and --gpus")
     _start_hosts(flags.hosts)
     rows, code = _launch(wanted, flags, resources) if elsewhere else _sweep(wanted, flags, text.reader())
     _tell(rows, flags, rows, console)
@@ -253,7 +256,8 @@ def _launch(configs: list[RunConfig], flags: Sweep, resources: dict[str, Any]) -
     jax.config.update("jax_platforms", "cpu")  # the accelerator is for the workers
     try:
         table = launch(configs, flags.out, launcher=flags.launcher, workers=flags.workers, trackers=flags.track,
-                       resources=Resources(**resources), max_minutes=flags.max_minutes)  # fmt: skip
+                       resources=Resources(**resources), max_minutes=flags.max_minutes,
+                       layout=_layout(flags))  # fmt: skip
     except Failed as error:
         for line in str(error).splitlines():
             _warn(line)

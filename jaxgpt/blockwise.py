@@ -10,7 +10,7 @@ Letters as in model.py; N: batch times heads, Q: queries of a block.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,16 @@ def blocks(length: int) -> int:
     return next(n for n in range(min(MOST, max(1, length // SHORTEST)), 0, -1) if length % n == 0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def causal(q_BxTxHxK: Array, k_BxTxHxK: Array, v_BxTxHxK: Array, scale: float, precision: Any) -> Array:
-    """softmax(scale q . k) v over the keys up to each query, [B, T, H, K]; the softmax in float32 or wider."""
+    """softmax(scale q . k) v over the keys up to each query, [B, T, H, K]; the softmax in float32 or wider.
+
+    Has no forward-mode derivative (jax.jvp, jax.linearize); gradients of gradients are fine.
+    """
+    return cast("Array", _causal(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, scale, precision))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _causal(q_BxTxHxK: Array, k_BxTxHxK: Array, v_BxTxHxK: Array, scale: float, precision: Any) -> Array:
     return _forward(q_BxTxHxK, k_BxTxHxK, v_BxTxHxK, scale, precision)[0]
 
 
@@ -91,4 +98,4 @@ def _backward(scale: float, precision: Any, kept: tuple[Array, ...], dz_BxTxHxK:
     return tuple(_heads(d.astype(q_NxTxK.dtype), dz_BxTxHxK.shape[2]) for d in gradients)
 
 
-causal.defvjp(_forward, _backward)
+_causal.defvjp(_forward, _backward)

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import dacite
-
 SMALLEST_FLOAT32, LARGEST_FLOAT32 = 1.1754944e-38, 3.4028234e38
 
 T = TypeVar("T")
@@ -71,6 +69,8 @@ def from_dict(tree: Mapping[str, Any], cls: type[T]) -> T:
     for path in flatten(tree):
         if path not in known:
             raise BadInput(_unknown(path, known))
+    import dacite  # here: who only makes configs in Python needs it not
+
     try:
         return dacite.from_dict(cls, tree, config=dacite.Config(strict=True, check_types=False))
     except dacite.DaciteError as error:

@@ -25,7 +25,7 @@ import jax
 from jaxgpt import lease, parallel, store, track
 from jaxgpt.config import BadInput, RunConfig, override, to_dict
 from jaxgpt.forecast import check_memory, device_bytes
-from jaxgpt.parallel import Lane, Layout
+from jaxgpt.parallel import ONE_DEVICE, Lane, Layout
 from jaxgpt.population import Block, Plan, blocks, choose, pieces, split
 from jaxgpt.progress import Progress
 from jaxgpt.run import Hooks, Run, Source, Stopped
@@ -100,7 +100,7 @@ def sweep(
     progress: bool = True,
     trackers: Sequence[str | track.Open] = (),
     devices: int | None = None,
-    layout: Layout = Layout(),  # noqa: B008
+    layout: Layout = ONE_DEVICE,
 ) -> pandas.DataFrame:
     """Trains what is not yet trained and returns the finished runs, one row each, in the order of `configs`.
 

@@ -53,6 +53,9 @@ class Layout:
         return self.data * self.model
 
 
+ONE_DEVICE = Layout()
+
+
 def check(layout: Layout, config: RunConfig) -> None:
     """Raises BadInput where a run cannot be spread so, or where spreading it would divide nothing.
 
@@ -201,7 +204,7 @@ class Lane:
 
     device: Any = None
     mesh: Mesh | None = None
-    layout: Layout = Layout()
+    layout: Layout = ONE_DEVICE
 
     def put(self, tree: Any) -> Any:
         """What every device of the lane reads whole."""

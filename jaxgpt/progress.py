@@ -112,7 +112,8 @@ class Progress:
         if row["status"] == "done":
             # null in a row on disk is what was not measured, or not a number.
             loss, sem = (math.nan if row[name] is None else row[name] for name in ("final_loss", "final_loss_sem"))
-            result = f"loss {loss:.4f}" + ("" if math.isnan(sem) else f" ± {sem:.4f}") + " nats/token"
+            unit = "" if row.get("flops_exact") is None else " nats/token"  # a task's own model has its own loss
+            result = f"loss {loss:.4f}" + ("" if math.isnan(sem) else f" ± {sem:.4f}") + unit
         else:
             result = f"{row['status']} at step {row['steps_done']:,}"
         took = f"{row['wall_seconds']:.1f} s" if here else "by another process"

@@ -21,6 +21,7 @@ from jaxgpt.population import STREAM_CHUNK, Block, Feed, Mode, Plan
 from jaxgpt.run import Hooks, Member, Report, Run, Stopped
 from jaxgpt.step import CHUNK, TrainState
 
+HERE = Lane()
 SECONDS_PER_DISPATCH = 0.5  # how long Ctrl-C may have to wait
 
 
@@ -49,7 +50,7 @@ def train_block(
     hooks: Callable[[Run], Hooks],
     *,
     stop: Callable[[], bool] = lambda: False,
-    lane: Lane = Lane(),  # noqa: B008
+    lane: Lane = HERE,
 ) -> list[Member]:
     """Trains the runs of a block together, each to its row or until it is in other hands (`Member.gone`).
 

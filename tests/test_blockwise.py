@@ -51,3 +51,16 @@ def test_half_precision_comes_out_as_it_went_in():
     np.testing.assert_allclose(
         out.astype(np.float32), plain(*(x.astype(jnp.float32) for x in (q, k, v)), 0.5), atol=0.03
     )
+
+
+def test_a_gradient_of_the_gradient_is_that_of_the_definition():
+    random = np.random.default_rng(0)
+    q, k, v, g = (jnp.asarray(random.normal(size=(1, 130, 2, 4)), jnp.float32) for _ in range(4))
+
+    def curvature(attention):  # along g
+        slope = jax.grad(lambda q: (attention(q) ** 2).sum())
+        return jax.grad(lambda q: (slope(q) * g).sum())(q)
+
+    np.testing.assert_allclose(
+        curvature(lambda q: blockwise.causal(q, k, v, 0.7, None)), curvature(lambda q: plain(q, k, v, 0.7)), atol=1e-3
+    )

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -26,6 +27,7 @@ import jax
 from jaxgpt import checkpoint, population, store, track
 from jaxgpt.config import BadInput, RunConfig
 from jaxgpt.launch import Interrupted, Setup, plan, record, stopping, sweep
+from jaxgpt.parallel import ONE_DEVICE, Layout, check
 from jaxgpt.progress import PLAIN_SECONDS, Progress
 from jaxgpt.run import Run
 
@@ -54,6 +56,7 @@ class Job:
     setup: Setup | None = None
     trackers: tuple[str | track.Open, ...] = ()
     cores: int | None = None  # where JAX runs on the CPU: so many devices; None: as `sweep` says
+    layout: Layout = ONE_DEVICE  # of each model over the job's devices
 
     @property
     def log(self) -> Path:
@@ -112,7 +115,7 @@ def execute(job: Job) -> int:
         with suppress(RuntimeError):  # JAX runs already
             jax.config.update("jax_num_cpu_devices", job.cores)
     try:
-        sweep(job.configs, job.folder, setup=job.setup, trackers=job.trackers)
+        sweep(job.configs, job.folder, setup=job.setup, trackers=job.trackers, layout=job.layout)
     except Interrupted:
         return UNFINISHED
     return DONE
@@ -149,6 +152,7 @@ def launch(
     max_minutes: float | None = None,
     progress: bool = True,
     trackers: Sequence[str | track.Open] = (),
+    layout: Layout = ONE_DEVICE,
 ) -> pandas.DataFrame:
     """`jaxgpt.launch.sweep` in other processes: trains what is not yet trained, waits, and returns the finished runs,
     one row each, in the order of `configs`.
@@ -165,8 +169,11 @@ def launch(
     configs, folder = list(configs), Path(folder)
     _check(launcher, workers, resources, setup, trackers)
     if launcher == "local" and workers is None:
-        return sweep(configs, folder, setup=setup, max_minutes=max_minutes, progress=progress, trackers=trackers)
+        return sweep(configs, folder, setup=setup, max_minutes=max_minutes, progress=progress, trackers=trackers,
+                     layout=layout)  # fmt: skip
     runs = plan(configs, folder, setup)
+    for run in runs if layout.size > 1 else ():
+        check(layout, run.config)
     store.planned(folder)  # refuses a broken sweep.json before anything is written
     executor = _executor(launcher, folder, workers, resources or Resources())
     store.prepare(folder)
@@ -176,12 +183,13 @@ def launch(
         todo = {run.id: run for run in watch.pending}
         going = {ticket: [todo.pop(i) for i in ids if i in todo] for ticket, ids in executor.under_way().items()}
         cores = None if launcher == "local" else (resources or Resources()).cpus
-        left = {ticket: job_of(group, setup, trackers, cores) for ticket, group in going.items() if group}
+        job = partial(job_of, setup=setup, trackers=trackers, cores=cores, layout=layout)
+        left = {ticket: job(group) for ticket, group in going.items() if group}
         if left:
             shown.say(f"waits for {len(left)} job{'s' * (len(left) > 1)} of an earlier launch")
         groups = [group.runs for group in population.split(list(todo.values()))]
         parts = divide(groups, workers) if launcher == "local" and workers else groups
-        jobs = [job_of(part, setup, trackers, cores) for part in parts]
+        jobs = [job(part) for part in parts]
         failed, goes_on = supervise(jobs, executor, left=left, stop=stop, tick=watch.look, say=shown.say)
         watch.look(0)
     table = _finished(runs, folder)
@@ -250,12 +258,13 @@ def job_of(
     setup: Setup | None = None,
     trackers: Sequence[str | track.Open] = (),
     cores: int | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Job:
     """The job that trains these runs, of one folder."""
     ids = tuple(run.id for run in runs)
     name = f"job {ids[0]}" + (f" (and {len(ids) - 1} more runs)" if len(ids) > 1 else "")
     return Job(name, tuple(run.config for run in runs), ids, runs[0].folder.absolute(), setup, tuple(trackers),
-               cores)  # fmt: skip
+               cores, layout)  # fmt: skip
 
 
 class _Watch:

@@ -36,7 +36,13 @@ def raw(command, settings, tmp_path_factory):
     """Two finished runs in `s`, of different seed and rate, and in `t` one that has not begun; not to be written to."""
     raw = tmp_path_factory.mktemp("raw")
     for seed, rate in ((0, 0.01), (1, 0.02)):
-        words = [*settings, f"train.seed={seed}", f"optimizer.learning_rate={rate}", "optimizer.ema=0.5"]
+        words = [
+            *settings,
+            f"train.seed={seed}",
+            f"optimizer.learning_rate={rate}",
+            "optimizer.ema=0.5",
+            "train.checkpoint_every=4",
+        ]
         assert command("train", *words, "--out", raw / "s").code == 0
     assert command("train", *settings, "train.seed=2", "--out", raw / "t", "--max-minutes", 0).code == 75
     return raw
