@@ -53,9 +53,23 @@ def test_every_file_that_the_readme_links_to_is_there():
     assert not missing
 
 
+def example(part):
+    (block,) = [block for block in blocks("python") if part in block]
+    return block
+
+
+def test_the_example_of_a_task_of_ones_own_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "example"}
+    exec(compile(example("class Line").replace("[100]", "[30]"), "README.md", "exec", dont_inherit=True), names)
+    assert list(names["lines"]["numbers.noise"]) == pytest.approx([0, 0.1, 0.2])
+    plans = store.read_json(tmp_path / "results/raw/lines/sweep.json")["plans"]
+    assert len(plans) == 1  # one population
+
+
 def test_the_example_of_looking_inside_runs():
     names = {}
-    exec(compile(blocks("python")[2], "README.md", "exec"), names)
+    exec(compile(example("model.inspect"), "README.md", "exec"), names)
     assert names["seen"]["layers.0.attention.pattern"].shape[-1] == names["tokens_BxT"].shape[1]
     assert (names["ablated"] != names["logits"]).any()
 
