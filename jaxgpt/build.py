@@ -30,9 +30,9 @@ INIT_STD: dict[str, Callable[[ModelConfig, int], float]] = {
     "value.kernel": lambda c, fan_in: fan_in**-0.5,
     "up.kernel": lambda c, fan_in: fan_in**-0.5,
     "gate.kernel": lambda c, fan_in: fan_in**-0.5,
-    # What writes to the residual stream, so that 2 L such additions leave its variance at order 1 (GPT-2).
-    "attention.out.kernel": lambda c, fan_in: fan_in**-0.5 * (2 * c.n_layers) ** -0.5,
-    "down.kernel": lambda c, fan_in: fan_in**-0.5 * (2 * c.n_layers) ** -0.5,
+    # What writes to the residual stream, so that 2 L such additions leave its variance at that of the tokens (GPT-2).
+    "attention.out.kernel": lambda c, fan_in: fan_in**-0.5 * (2 * c.n_layers) ** -0.5 * _stream(c),
+    "down.kernel": lambda c, fan_in: fan_in**-0.5 * (2 * c.n_layers) ** -0.5 * _stream(c),
     "dense_i.kernel": lambda c, fan_in: fan_in**-0.5,  # of a recurrent cell: from its input, and from its state
     "dense_h.kernel": lambda c, fan_in: fan_in**-0.5,
     # Its output does not grow with width, so under muP it starts smaller (Yang et al. 2022, table 8).
@@ -40,6 +40,13 @@ INIT_STD: dict[str, Callable[[ModelConfig, int], float]] = {
     "unembed.kernel": lambda c, fan_in: 0.02,  # small logits: the first loss is close to ln V
     "read_out.kernel": lambda c, fan_in: (fan_in / c.width_ratio) ** -0.5,  # muP: its input is divided by the ratio
 }
+
+
+def _stream(c: ModelConfig) -> float:
+    """The scale of what blocks that read a normed stream add to it: that of the tokens. A model of width 128 with a tied
+    output, whose tokens start at .02 and whose blocks added order 1, was .2 nats behind after 200 steps (one seed).
+    """
+    return 0.02 if c.tie_output and c.norm != "none" and c.norm_placement != "post" else 1.0
 
 
 def init_params(c: ModelConfig, seed: int) -> nnx.State:

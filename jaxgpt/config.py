@@ -29,7 +29,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Raised when what a run computes from the same config changes: old runs then keep their ids and new ones get others.
-DATA_FORMAT_VERSION = 2
+DATA_FORMAT_VERSION = 3
 LARGEST_INT32 = 2**31 - 1
 
 
