@@ -1,6 +1,6 @@
 """GPT-2 of 124M parameters beside nanoGPT's design, and a population of small models: python3 -m benchmarks.gpu
 
-Run it in the folder of this repository. It needs a GPU with JAX (flax, optax) and PyTorch, nothing installed of ours.
+Run it in the folder of this repository. It needs a GPU with JAX (flax, optax, einops) and PyTorch, nothing installed of ours.
 
 One model: 124M parameters, T 1024, bfloat16 arithmetic and float32 parameters on both sides, random tokens; ours
 (jaxgpt.step.advance) and nanoGPT's design (peers/nanogpt.py: torch.compile, flash attention, fused AdamW) are processes
@@ -187,13 +187,14 @@ def device(tiny: bool) -> str:
     """The GPU's name. Ends the process with one line where something is missing."""
     os.environ.update(SHARING)
     try:
+        import einops
         import flax
         import jax
         import optax
         import torch
     except ImportError as error:
-        sys.exit(f"benchmarks.gpu needs JAX, flax, optax and PyTorch, and {error.name} is not installed")
-    del flax, optax
+        sys.exit(f"benchmarks.gpu needs JAX, flax, optax, einops and PyTorch, and {error.name} is not installed")
+    del einops, flax, optax
     if not tiny and (jax.default_backend() != "gpu" or not torch.cuda.is_available()):
         sys.exit("benchmarks.gpu needs a GPU that JAX and PyTorch see; --tiny checks the script itself on any device")
     return jax.devices()[0].device_kind

@@ -219,7 +219,9 @@ def write(
 
     figures: whatever was measured, as JSON. notes: what one must know to read the rows. device: an accelerator.
     """
-    words = [word for word in sys.argv[1:] if not os.path.isabs(word)]
+    words, out = list(sys.argv[1:]), [i for i, word in enumerate(sys.argv[1:]) if word.partition("=")[0] == "--out"]
+    for i in reversed(out):  # where the result goes does not matter to it, and is a path of this machine
+        del words[i : i + (1 if "=" in words[i] else 2)]
     found = {
         "name": name,
         "title": title,
@@ -298,7 +300,7 @@ def update(results: Path = RESULTS) -> None:
 
 def arguments(doc: str | None, **defaults: Any) -> argparse.Namespace:
     """Options with these defaults, `--turns 5`; a default of False is a flag. `--out` is where results go."""
-    asked = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    asked = argparse.ArgumentParser(description=(doc or "").partition("\n")[0], allow_abbrev=False)
     for name, default in defaults.items():
         flag = f"--{name.replace('_', '-')}"
         if default is False:

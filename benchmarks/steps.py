@@ -4,8 +4,8 @@ Width 128, 4 layers, 4 heads, T 256, B 16, float32, AdamW. Each side is a proces
 few steps, A B C A B C ..., until each has trained the same number of steps on the same text, windows drawn uniformly,
 at the same rate; then their held-out losses are compared. Once with glibc told to keep freed memory, once without.
 
-Sides: ours (jaxgpt.step.advance, as many steps per dispatch as training takes), PyTorch eager and torch.compile
-(peers/nanogpt.py), Flax Linen (peers/nanodo.py).
+Sides: ours (jaxgpt.step.advance, one run alone, as many steps per dispatch as training takes), PyTorch eager and
+torch.compile (peers/nanogpt.py), Flax Linen (peers/nanodo.py).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Side = tuple[Callable[[int], None], Callable[[np.ndarray], float]]
 
 
 def ours(train_n: np.ndarray, window_WxT1: np.ndarray) -> Side:
-    """jaxgpt: the program that `jaxgpt train` dispatches, without what stands around it."""
+    """jaxgpt: `step.advance`, one run alone; `jaxgpt train` does the same arithmetic for a stack of one run."""
     import jax
     import jax.numpy as jnp
 

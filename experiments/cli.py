@@ -15,10 +15,11 @@ import itertools
 import operator
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-from experiments.interrupt import ended_by, ending_at_once
+from experiments.interrupt import end_beside, ended_by, ending_at_once
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 1 a launcher gave jobs up, 2 bad input or a full disk, 75 stopped by SIGTERM or
     --max-minutes before all was done (to be run again), 130 after Ctrl-C.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, before = list(sys.argv[1:] if arguments is None else arguments), set(threading.enumerate())
     # Imports and tracing make many objects that stay; Python's collector, every 700, took a tenth of the start.
     gc.set_threshold(20_000)
     for stream in (sys.stdout, sys.stderr):
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reason = str(stopped) or "stopped"
         sys.stderr.write(f"\njaxgpt: {reason}; the same command goes on\n")
         code = ended_by(getattr(stopped, "signum", signal.SIGINT))
+        if not hasattr(stopped, "signum"):  # not launch.Interrupted: a second signal, while lanes may still train
+            end_beside(set(threading.enumerate()) - before, code)
     except BrokenPipeError:  # the reader of our output has gone: `jaxgpt list | head`
         sys.stderr.close()
         code = 141

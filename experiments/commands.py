@@ -6,19 +6,24 @@ import codecs
 import dataclasses
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from experiments.flags import Diff, Export, ExportHf, List, Reproduce, Runs, Sample, Show, Sweep, Train
+from experiments.flags import Diff, Export, ExportHf, List, Reproduce, Runs, Sample, Show, Spread, Sweep, Train
 from experiments.interrupt import PREEMPTED, ending_at_once
 from experiments.settings import configs, settings_of
 from experiments.tables import LEGEND, count, planned_row, profile_table, runs_table, unfinished
 from jaxgpt.config import BadInput, RunConfig, override, parse_settings
+
+if TYPE_CHECKING:
+    from jaxgpt.launchers import Resources
+    from jaxgpt.run import Run
 
 UNFINISHED = PREEMPTED  # --max-minutes too
 
@@ -73,13 +78,17 @@ def train(flags: Train, console: Console) -> int:
     """`jaxgpt train`."""
     config = override(RunConfig(), settings_of(flags.config) | parse_settings(flags.settings))
     _check_trackers(flags.track)
-    _start_hosts(flags.hosts)
+    for name, value in (("layout", flags.layout), ("hosts", flags.hosts)) if flags.profile else ():
+        if value not in (None, Spread()):
+            raise BadInput(f"--{name} {value} is not for --profile, which times one device; leave one of them out")
+    _start_hosts(flags)
     with ending_at_once():
         from jaxgpt import launch
         from jaxgpt.tasks import text
     setup = text.reader()  # one for all: it reads a corpus, and says what it thinks of it, once
     profiled = {}
     if flags.profile:
+        launch.expose(flags.devices)  # before anything starts JAX
         found = launch.profile(config, flags.out, setup=setup)
         console.print(profile_table(found))
         console.print(f"trace: {found.trace} (tensorboard or xprof --logdir, or its .json.gz in ui.perfetto.dev)",
@@ -94,19 +103,22 @@ def sweep(flags: Sweep, console: Console) -> int:
     """`jaxgpt sweep`."""
     wanted = configs(settings_of(flags.config), parse_settings(flags.settings), flags.zip)
     _check_trackers(flags.track)
-    if flags.dry_run:
-        _dry_run(wanted, flags, console)
-        return 0
-    with ending_at_once():
-        from jaxgpt.tasks import text
     names = ("job_minutes", "partition", "gpus", "cpus", "memory_gb", "address")
     resources = {name: value for name in names if (value := getattr(flags, name)) is not None}
-    elsewhere = flags.launcher != "local" or flags.workers is not None or resources
-    for name in ("devices", "hosts") if elsewhere else ():
+    elsewhere = flags.launcher != "local" or flags.workers is not None
+    for name in ("devices", "hosts") if elsewhere or resources else ():
         if (value := getattr(flags, name)) is not None:
             raise BadInput(f"--{name} {value} is for a sweep in this process; a job has its own --cpus and --gpus")
-    _start_hosts(flags.hosts)
-    rows, code = _launch(wanted, flags, resources) if elsewhere else _sweep(wanted, flags, text.reader())
+    with ending_at_once():
+        from jaxgpt.launchers import Resources, check
+        from jaxgpt.tasks import text
+    asked = Resources(**resources)
+    check(flags.launcher, flags.workers, asked, layout=_layout(flags))
+    if flags.dry_run:
+        _dry_run(wanted, flags, elsewhere, console)
+        return 0
+    _start_hosts(flags)
+    rows, code = _launch(wanted, flags, asked) if elsewhere else _sweep(wanted, flags, text.reader())
     _tell(rows, flags, rows, console)
     return code
 
@@ -222,7 +234,7 @@ def _sweep(configs: list[RunConfig], flags: Train | Sweep, setup: Any) -> tuple[
 
     table = sweep(configs, flags.out, setup=setup, max_minutes=flags.max_minutes, trackers=flags.track,
                   devices=flags.devices, layout=_layout(flags))  # fmt: skip
-    return _outcome(table, len(plan(configs, flags.out, setup)))
+    return _outcome(table, len(plan(configs, flags.out, setup, check=False)), flags)
 
 
 def _layout(flags: Train | Sweep) -> Any:
@@ -231,49 +243,70 @@ def _layout(flags: Train | Sweep) -> Any:
     return Layout(flags.layout.data, flags.layout.model, flags.layout.fsdp)
 
 
-def _start_hosts(hosts: str | None) -> None:
+def _start_hosts(flags: Train | Sweep) -> None:
     """What `--hosts` asks for: this process becomes one of several, before JAX is used."""
-    if hosts is None:
-        return
-    from jaxgpt.parallel import start_hosts
+    if flags.hosts is not None:
+        from jaxgpt.parallel import start_hosts
 
-    address, *numbers = hosts.split(",")
-    if hosts == "auto":
-        start_hosts()
-    elif len(numbers) == 2 and all(number.isdecimal() for number in numbers):
-        start_hosts(address, *map(int, numbers))
-    else:
-        raise BadInput(f"--hosts {hosts} is not allowed; it must be auto or ADDRESS:PORT,COUNT,INDEX")
+        start_hosts(*_hosts(flags))
 
 
-def _launch(configs: list[RunConfig], flags: Sweep, resources: dict[str, Any]) -> tuple[list[dict[str, Any]], int]:
+def _hosts(flags: Train | Sweep) -> tuple[Any, ...]:
+    """Address, count and index in `--hosts`; none of them for auto."""
+    assert flags.hosts is not None
+    if flags.devices is not None:
+        raise BadInput(f"--devices {flags.devices} is not for --hosts, which uses all devices of every host")
+    if flags.hosts == "auto":
+        return ()
+    found = re.fullmatch(r"(\S+:[0-9]+),([0-9]+),([0-9]+)", flags.hosts)
+    if found is None or int(found[3]) >= int(found[2]):
+        raise BadInput(
+            f"--hosts {flags.hosts} is not allowed; it must be auto or ADDRESS:PORT,COUNT,INDEX, INDEX below COUNT"
+        )
+    return found[1], int(found[2]), int(found[3])
+
+
+def _tells(flags: Train | Sweep) -> bool:
+    """Whether this process prints and writes what comes out: of several hosts the first one does."""
+    if flags.hosts is None:
+        return True
+    from jaxgpt.parallel import is_writer
+
+    return is_writer()
+
+
+def _launch(configs: list[RunConfig], flags: Sweep, resources: Resources) -> tuple[list[dict[str, Any]], int]:
     """As `_sweep`, in other processes; 1 when a job was given up."""
     with ending_at_once():
         import jax
 
         from jaxgpt.launch import plan
-        from jaxgpt.launchers import Failed, Resources, launch
+        from jaxgpt.launchers import Failed, launch
     jax.config.update("jax_platforms", "cpu")  # the accelerator is for the workers
     try:
         table = launch(configs, flags.out, launcher=flags.launcher, workers=flags.workers, trackers=flags.track,
-                       resources=Resources(**resources), max_minutes=flags.max_minutes,
+                       resources=resources, max_minutes=flags.max_minutes,
                        layout=_layout(flags))  # fmt: skip
     except Failed as error:
         for line in str(error).splitlines():
             _warn(line)
         return error.table.to_dict("records"), 1
-    return _outcome(table, len(table if flags.max_minutes is None else plan(configs, flags.out)))
+    planned = len(table if flags.max_minutes is None else plan(configs, flags.out, check=False))
+    return _outcome(table, planned, flags)
 
 
-def _outcome(table: Any, planned: int) -> tuple[list[dict[str, Any]], int]:
+def _outcome(table: Any, planned: int, flags: Train | Sweep) -> tuple[list[dict[str, Any]], int]:
     rows = table.to_dict("records")
     if len(rows) == planned:
         return rows, 0
-    sys.stderr.write(f"time is up: {len(rows)} of {planned} runs are done; the same command goes on\n")
+    if _tells(flags):
+        sys.stderr.write(f"time is up: {len(rows)} of {planned} runs are done; the same command goes on\n")
     return rows, UNFINISHED
 
 
 def _tell(rows: list[dict[str, Any]], flags: Train | Sweep, numbers: Any, console: Console) -> None:
+    if not _tells(flags):
+        return
     _write(flags.json, numbers)
     if rows:
         console.print(runs_table(rows))
@@ -281,30 +314,62 @@ def _tell(rows: list[dict[str, Any]], flags: Train | Sweep, numbers: Any, consol
     console.print(f"rows, curves and checkpoints: {flags.out}", soft_wrap=True)
 
 
-def _dry_run(configs: list[RunConfig], flags: Sweep, console: Console) -> None:
+def _dry_run(configs: list[RunConfig], flags: Sweep, elsewhere: bool, console: Console) -> None:
+    """What would be trained, after the checks of a sweep. `elsewhere`: by jobs."""
     from jaxgpt import store
-    from jaxgpt.forecast import estimate_seconds
-    from jaxgpt.launch import expose, plan
     from jaxgpt.population import split
     from jaxgpt.progress import duration
 
     if flags.out.exists() and not flags.out.is_dir():
         raise BadInput(f"--out {flags.out} is a file; a folder is needed")
-    lanes = expose(flags.devices)
-    planned = plan(configs, flags.out)
+    planned, places, seconds = (_plan_jobs if elsewhere else _plan_here)(configs, flags)
     population = {run.id: part.name for part in split(planned) for run in part.runs}
     status = {run.id: "done" if store.read_row(run.folder, run.id) else "to do" for run in planned}
     rows = [planned_row(run.id, run.config, status[run.id]) | {"population": population[run.id]} for run in planned]
-    seconds = estimate_seconds(planned, len(lanes))
     console.print(runs_table(rows))
     console.print(LEGEND)
-    programs, devices = len(set(population.values())), len(lanes)
-    console.print(
-        f"{count(list(status.values()))}; compiled programs: {programs}; {lanes[0].platform} devices: {devices}; "
-        f"what is to do takes about {duration(seconds)} (a rough estimate)",
-        soft_wrap=True,
-    )
+    takes = "" if seconds is None else f"; what is to do takes about {duration(seconds)} (a rough estimate)"
+    programs = len(set(population.values()))
+    console.print(f"{count(list(status.values()))}; compiled programs: {programs}; {places}{takes}", soft_wrap=True)
     _write(flags.json, {"runs": rows, "estimated_seconds": seconds})
+
+
+def _plan_here(configs: list[RunConfig], flags: Sweep) -> tuple[list[Run], str, float]:
+    """The runs of a sweep in this process, where they would train, and about how many seconds."""
+    import jax
+
+    from jaxgpt.forecast import estimate_seconds
+    from jaxgpt.launch import lanes_of, plan
+
+    layout = _layout(flags)
+    if flags.hosts is not None:
+        _, hosts, _ = _hosts(flags) or (None, 1, 0)
+        if hosts > layout.size:
+            raise BadInput(f"--layout {layout} is for {layout.size} devices; {hosts} hosts have at least {hosts}")
+        runs = plan(configs, flags.out, layout=layout)
+        return runs, f"lanes: 1, of {layout.size} devices on all hosts", estimate_seconds(runs, layout.size)
+    lanes = lanes_of(layout, flags.devices)
+    runs = plan(configs, flags.out, layout=layout)
+    devices = len(lanes) * layout.size
+    places = f"{jax.default_backend()} devices: {devices}" + (f" in {len(lanes)} lanes" if layout.size > 1 else "")
+    return runs, places, estimate_seconds(runs, devices)
+
+
+def _plan_jobs(configs: list[RunConfig], flags: Sweep) -> tuple[list[Run], str, float | None]:
+    """The runs of jobs, how many jobs, and about how many seconds where they would train on cores of this machine."""
+    import jax
+
+    from jaxgpt import store
+    from jaxgpt.forecast import estimate_seconds
+    from jaxgpt.launch import plan
+    from jaxgpt.launchers import parts_of
+    from jaxgpt.launchers.local import gpus
+
+    jax.config.update("jax_platforms", "cpu")
+    runs = plan(configs, flags.out, layout=_layout(flags), check=False)
+    jobs = parts_of([run for run in runs if not store.read_row(run.folder, run.id)], flags.launcher, flags.workers)
+    here = flags.launcher == "local" and flags.workers is not None and not gpus()
+    return runs, f"{flags.launcher} jobs: {len(jobs)}", estimate_seconds(runs, flags.workers or 1) if here else None
 
 
 def version() -> str:

@@ -1,12 +1,15 @@
-"""Ctrl-C and SIGTERM while nothing is at stake yet: the process ends at once, with a line instead of a traceback."""
+"""Ctrl-C and SIGTERM that end the process at once, with a line instead of a traceback: while nothing is at stake yet,
+or when somebody asks for the second time.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -18,6 +21,18 @@ def ended_by(signum: int) -> int:
     schedulers run again what ends with 75.
     """
     return PREEMPTED if signum == signal.SIGTERM else 128 + signum
+
+
+def end_beside(threads: Collection[threading.Thread], code: int) -> None:
+    """Ends the process at once if any of these threads is alive; else returns.
+
+    Python would take down its interpreter around them, and a thread that comes out of XLA then aborts the process.
+    """
+    if any(thread.is_alive() for thread in threads):
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # the reader of our output has gone
+                stream.flush()
+        os._exit(code)
 
 
 @contextmanager

@@ -58,9 +58,12 @@ STACKED = "not at its default"
 
 
 def runs_table(rows: list[dict[str, Any]]) -> Table:
-    """Runs for people: id, state, the settings in which they differ, N, D, C, loss, time."""
+    """Runs for people: id, state, the settings and numbers of their task in which they differ, N, D, C, loss, time."""
     from analysis.plots import short
 
+    numbers = {name: {setting(row[name]) for row in rows if is_number(row.get(name))}
+               for name in dict.fromkeys(name for row in rows for name in row if name.startswith("numbers."))}  # fmt: skip
+    own = [name for name, values in numbers.items() if len(values) > 1]
     differ = [f for f in fields(RunConfig) if len({setting(row.get(f.path)) for row in rows}) > 1]
     settings: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         (f.path.partition(".")[2], lambda row, path=f.path: setting(row.get(path))) for f in differ
@@ -68,10 +71,11 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
     if len(differ) > MOST_COLUMNS:  # they would leave no room for the numbers
 
         def stacked(row: dict[str, Any]) -> str:
-            own = [f for f in differ if f.path in row and setting(row[f.path]) != setting(f.default)]
-            return " ".join(f"{f.path.partition('.')[2]}={setting(row[f.path])}" for f in own)
+            changed = [f for f in differ if f.path in row and setting(row[f.path]) != setting(f.default)]
+            return " ".join(f"{f.path.partition('.')[2]}={setting(row[f.path])}" for f in changed)
 
         settings = [(STACKED, stacked)]
+    settings += [(name.partition(".")[2], lambda row, name=name: plain(row.get(name), "g")) for name in own]
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("run", lambda row: row["run_id"]),
         ("state", lambda row: row["status"]),

@@ -82,10 +82,10 @@ def save(
                 _discard(folder / _name(old))
 
     try:
-        _by_writer(prepare, f"save {final}")
+        parallel.by_writer(prepare, f"save {final}")
         # Orbax refuses arrays without elements; the manifest says enough to make them again.
         _orbax_save(temporary / "arrays", {name: array for name, array in arrays.items() if array.size})
-        _by_writer(finish, f"save {final}")
+        parallel.by_writer(finish, f"save {final}")
     except OSError as error:
         raise store_error(final, error) from error
     except Exception as error:
@@ -143,7 +143,9 @@ def discard_after(folder: Path | str, step: int) -> None:
             if later > step:
                 _discard(path)
 
-    _by_writer(discard, f"delete the checkpoints behind step {step} of {folder}")
+    from jaxgpt import parallel
+
+    parallel.by_writer(discard, f"delete the checkpoints behind step {step} of {folder}")
 
 
 def restore(folder: Path | str, like: Any, step: int) -> tuple[Any, dict[str, Any]]:
@@ -170,23 +172,6 @@ def _path(folder: Path, step: int) -> Path:
         there = ", ".join(map(str, steps(folder))) or "none"
         raise BadInput(f"{folder} has no checkpoint of step {step}; there: {there}")
     return paths[0]
-
-
-def _by_writer(write: Callable[[], None], what: str) -> None:
-    """Does on process 0 what is to be done once, while the others wait. If it fails there, all raise."""
-    from jaxgpt import parallel
-
-    error: Exception | None = None
-    try:
-        if parallel.is_writer():
-            write()
-    except Exception as raised:
-        error = raised
-    failed = parallel.agree(int(error is not None))
-    if error is not None:
-        raise error
-    if failed:
-        raise StoreError(f"process 0 could not {what}; its own message says why")
 
 
 # --- names and commits ---------------------------------------------------------------------------------------------

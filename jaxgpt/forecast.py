@@ -13,9 +13,15 @@ from jaxgpt.config import BadInput, RunConfig
 from jaxgpt.run import Run
 
 
-def check_memory(config: RunConfig) -> None:
-    """Raises BadInput for a run that surely does not fit the device. By a lower bound: passing proves nothing."""
-    need, have = memory.training_bytes(config, jax.local_devices()[0].platform), device_bytes()
+def check_memory(config: RunConfig, devices: int = 1) -> None:
+    """Raises BadInput for a run that surely does not fit its devices. By a lower bound: passing proves nothing.
+
+    `devices`: over which its model is spread; each holds its part at least.
+    """
+    platform = jax.local_devices()[0].platform
+    # All CPU devices have the same memory.
+    parts = 1 if platform == "cpu" else devices
+    need, have = memory.training_bytes(config, platform) // parts, device_bytes()
     if have and need > have:
         raise BadInput(
             f"model.d_model={config.model.d_model}, model.n_layers={config.model.n_layers}, train.batch_size="

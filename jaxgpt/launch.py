@@ -25,6 +25,7 @@ import jax
 from jaxgpt import lease, parallel, store, track
 from jaxgpt.config import BadInput, RunConfig, override, to_dict
 from jaxgpt.forecast import check_memory, device_bytes
+from jaxgpt.memory import largest_block
 from jaxgpt.parallel import ONE_DEVICE, Lane, Layout
 from jaxgpt.population import Block, Plan, blocks, choose, pieces, split
 from jaxgpt.progress import Progress
@@ -78,12 +79,25 @@ def _check_axes(axes: Mapping[str, Any]) -> None:
 # --- doing them ----------------------------------------------------------------------------------------------------
 
 
-def plan(configs: Iterable[RunConfig], folder: Path | str, setup: Setup | None = None) -> list[Run]:
-    """The runs of a sweep, each once, checked as far as can be without compiling. Nothing is written."""
+def plan(
+    configs: Iterable[RunConfig],
+    folder: Path | str,
+    setup: Setup | None = None,
+    *,
+    layout: Layout = ONE_DEVICE,
+    check: bool = True,
+) -> list[Run]:
+    """The runs of a sweep, each once, checked as far as can be without compiling. Nothing is written.
+
+    check: whether they fit the devices of this process, spread as `layout` says; it starts JAX.
+    """
     setup, runs = setup or text.reader(), {}
     for config in configs:
         source = setup(config)
-        check_memory(config)
+        if check:
+            check_memory(config, layout.size)
+        if layout.size > 1:
+            parallel.check(layout, config)
         run = Run(config, source, Path(folder))
         runs.setdefault(run.id, run)
     if not runs:
@@ -115,20 +129,17 @@ def sweep(
     track.check(trackers)
     use_compilation_cache()
     lanes = lanes_of(layout, devices)
-    runs = plan(configs, folder, setup)
-    for run in runs if layout.size > 1 else ():
-        parallel.check(layout, run.config)
+    runs = plan(configs, folder, setup, layout=layout)
     store.planned(folder)  # refuses a broken sweep.json before anything is written
-    if parallel.is_writer():
-        store.prepare(folder)
+    parallel.by_writer(lambda: store.prepare(folder) and None, f"write in {folder}")
     with stopping(max_minutes) as stop, Progress(runs, show=progress and parallel.is_writer()) as shown:
-        plans = _plans(runs, lanes, shown)
-        if parallel.is_writer():
-            record(runs, plans)
+        parallel.by_writer(lambda: record(runs), f"write in {folder}")
         done = [parallel.agree(shown.skipped(run, store.read_row(folder, run.id))) for run in runs]
         pending = [run for run, is_done in zip(runs, done, strict=True) if not is_done]
         if any(done):
             shown.say("it is done already" if len(runs) == 1 else f"{sum(done)} of them are done already")
+        lanes = _within_memory(lanes, pending)
+        plans = _plans(runs, pending, lanes, shown, stop)
         while pending and not parallel.any_host(stop()):
             crew = _Crew(lanes, stop, shown, trackers)
             crew.train([block for p in split(pending) for block in blocks(p, plans[p.name])])
@@ -140,7 +151,8 @@ def sweep(
                     shown.say(f"waits for {who.rpartition(', ')[0]} to finish {left[0].id}")
                 time.sleep(WAIT_SECONDS)
             pending = left
-        signum = stop.signum or (signal.SIGTERM if parallel.any_host(bool(stop.signum)) else 0)
+        asked = parallel.any_host(bool(stop.signum))  # perhaps another host only
+        signum = stop.signum or (signal.SIGTERM if asked else 0)
         finished = [row for run in runs if (row := store.read_row(folder, run.id))]
         for run in runs if trackers and parallel.is_writer() else ():
             if run.id not in shown.trained and not signum:
@@ -216,10 +228,15 @@ class _Crew:
     def _take(self, run: Run, stack: ExitStack) -> Hooks | None:
         """The run's lease, tracker and what is told of it; None if it is done or in other hands."""
         row, held = store.read_row(run.folder, run.id), None
-        if row is None and parallel.is_writer() and (held := lease.acquire(run.folder, run.id)):
-            stack.enter_context(held)
-            # Between the look above and the lease, its last holder may have finished it.
-            row = store.read_row(run.folder, run.id)
+
+        def look() -> None:
+            nonlocal row, held
+            if row is None and (held := lease.acquire(run.folder, run.id)):
+                stack.enter_context(held)
+                # Between the look above and the lease, its last holder may have finished it.
+                row = store.read_row(run.folder, run.id)
+
+        parallel.by_writer(look, f"take run {run.id}")
         if parallel.agree(row is not None):
             self.done.add(run.id)
             if row is not None:
@@ -227,7 +244,8 @@ class _Crew:
             return None
         if not parallel.agree(held is not None):
             return None
-        if held is None:  # process 0 holds it, writes and tells
+        mine: lease.Lease | None = held
+        if mine is None:  # process 0 holds it, writes and tells
             return Hooks(finished=lambda _: self.done.add(run.id))
         tracker = track.start(self.trackers, run.folder, run.id, run.config, self.shown.say)
         unfinished = ExitStack()  # what is done with the tracker of a run that does not end here
@@ -239,9 +257,9 @@ class _Crew:
             tracker.finish(row)
             self.done.add(run.id)
             self.shown.finished(run, row, here=True)
-            held.release()
+            mine.release()
 
-        return Hooks(held.held, self.shown.report, tracker.log, finished)
+        return Hooks(mine.held, self.shown.report, tracker.log, finished)
 
 
 def _track_finished(run: Run, shown: Progress, trackers: Sequence[str | track.Open]) -> None:
@@ -252,20 +270,38 @@ def _track_finished(run: Run, shown: Progress, trackers: Sequence[str | track.Op
             track.start(trackers, run.folder, run.id, run.config, shown.say).finish(row)
 
 
-def _plans(runs: Sequence[Run], lanes: Sequence[Lane], shown: Progress) -> dict[str, Plan]:
-    """How each population is computed, by its name: as when it was first planned on such devices, or newly chosen."""
+def _within_memory(lanes: list[Lane], runs: Sequence[Run]) -> list[Lane]:
+    """As many lanes as may train at once: on a CPU all share one memory."""
     device = lanes[0].device
+    if device is None or device.platform != "cpu" or not (have := device_bytes()):
+        return lanes
+    configs = {run.program: run.config for run in runs}.values()  # one of each population
+    while len(lanes) > 1 and not all(largest_block(config, 1, False, have // len(lanes), "cpu") for config in configs):
+        lanes = lanes[: len(lanes) // 2]
+    return lanes
+
+
+def _plans(
+    runs: Sequence[Run], pending: Sequence[Run], lanes: Sequence[Lane], shown: Progress, stop: Callable[[], bool]
+) -> dict[str, Plan]:
+    """How each population that has runs to do is computed, by its name; what is measured is recorded at once."""
+    device, waiting = lanes[0].device, {run.id for run in pending}
     if device is None:  # a model that needs several devices fills them
         return {population.name: Plan("map", 1) for population in split(runs)}
-    populations, before = split(runs), recorded_plans(runs[0].folder)
+    populations, before, plans = split(runs), recorded_plans(runs[0].folder), {}
     have = device_bytes() // (len(lanes) if device.platform == "cpu" else 1)
-    devices, plans = f"{len(lanes)} x {device.device_kind}", {}
+    devices = f"{len(lanes)} x {device.device_kind}"
     for population, cut in zip(populations, pieces(populations, len(lanes)), strict=True):
-        old = before.get(population.name, {})
-        if old.get("device") == devices:
-            plans[population.name] = Plan(**old)
-        else:
-            plans[population.name] = choose(population, cut, device, devices, have, shown.say)
+        if waiting.isdisjoint(run.id for run in population.runs):
+            continue
+        old = Plan(**before.get(population.name, {"mode": "map", "block": 1}))
+        if old.serves(devices, len(population.runs), have):
+            plans[population.name] = old
+            continue
+        plans[population.name] = chosen = choose(population, cut, device, devices, have, shown.say, stop)
+        if chosen.measured:  # it took time
+            record(runs, {population.name: chosen})
+    record(runs, plans)
     return plans
 
 
@@ -276,7 +312,7 @@ def expose(devices: int | None) -> list[Any]:
     if "JAX_NUM_CPU_DEVICES" not in os.environ and "device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         with suppress(RuntimeError):  # it runs already
-            jax.config.update("jax_num_cpu_devices", devices or cores)
+            jax.config.update("jax_num_cpu_devices", max(cores, devices or 0))
     found = jax.local_devices()
     if devices is not None and not 1 <= devices <= len(found):
         raise BadInput(f"devices={devices} is not allowed; it must be from 1 to {len(found)}, as many as JAX has here")

@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxgpt.config import BadInput, ModelConfig, RunConfig
+from jaxgpt.store import StoreError
 
 # --- layouts and their devices -------------------------------------------------------------------------------------
 
@@ -46,6 +47,9 @@ class Layout:
                 raise BadInput(f"layout.{name}={value} must be a whole number, 1 or more")
         if self.fsdp and self.data == 1:
             raise BadInput("layout.fsdp=true shares parameters over layout.data, which is 1; it must be 2 or more")
+
+    def __str__(self) -> str:
+        return f"data={self.data},model={self.model}" + ",fsdp" * self.fsdp
 
     @property
     def size(self) -> int:
@@ -311,6 +315,14 @@ def start_hosts(address: str | None = None, count: int | None = None, index: int
         ) from error
 
 
+def host_device() -> Any:
+    """The CPU as a JAX device, where it has one beside the accelerator; else None, JAX's default."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return None
+
+
 def is_writer() -> bool:
     """Whether this is the process that writes files, number 0."""
     return jax.process_index() == 0
@@ -334,3 +346,18 @@ def any_host(flag: bool) -> bool:
     from jax.experimental.multihost_utils import process_allgather
 
     return bool(process_allgather(np.int32(flag)).any())
+
+
+def by_writer(write: Callable[[], None], what: str) -> None:
+    """Does on process 0 what is to be done once, while the others wait. If it fails there, all raise."""
+    error: Exception | None = None
+    try:
+        if is_writer():
+            write()
+    except Exception as raised:
+        error = raised
+    failed = agree(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise StoreError(f"process 0 could not {what}; its own message says why")

@@ -16,7 +16,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -44,14 +44,24 @@ WORTHWHILE = 1.1  # by how much a larger block must be faster than the best so f
 
 @dataclass(frozen=True)
 class Plan:
-    """How a population is computed: its mode, and how many runs a block holds. `device`: for which devices that was
-    chosen. `measured`: steps of runs per second by block size, where it was not obvious.
+    """How a population is computed: its mode, and how many runs a block holds at most.
+
+    Where that was not obvious, `measured`: steps of runs per second by block size, on which `device`s, when it had how
+    many `runs` and how much memory.
     """
 
     mode: Mode
     block: int
-    device: str = ""
     measured: Mapping[str, float] | None = None
+    device: str = ""
+    runs: int = 0
+    have_bytes: int = 0
+
+    def serves(self, device: str, runs: int, have_bytes: int) -> bool:
+        """Whether it was measured for what is there now, or for more runs in no more memory."""
+        return (
+            self.measured is not None and device == self.device and runs <= self.runs and have_bytes >= self.have_bytes
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Population:
 
     @property
     def name(self) -> str:
-        """8 hex digits, the same for runs of an equal program, data and device arrangement."""
+        """8 hex digits, the same for runs of an equal program and data."""
         source = self.runs[0].source
         text = f"{self.runs[0].program!r} {source.identity} {source.stream is not None} {sorted(source.numbers)}"
         return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -102,9 +112,14 @@ def split(runs: Sequence[Run]) -> list[Population]:
 
 
 def blocks(population: Population, plan: Plan) -> list[Block]:
-    """The population in blocks of at most plan.block runs, the longest first: those of a block end together."""
-    runs = sorted(population.runs, key=lambda run: -run.config.train.steps)
-    return [Block(tuple(runs[i : i + plan.block]), plan) for i in range(0, len(runs), plan.block)]
+    """The population in blocks of at most plan.block runs, the longest first: those of a block end together.
+
+    A place that no run takes costs nothing under `map`, and a program less; under `vmap` it costs as much as a run.
+    """
+    runs, size = sorted(population.runs, key=lambda run: -run.config.train.steps), plan.block
+    if plan.mode == "vmap":
+        size = math.ceil(len(runs) / math.ceil(len(runs) / size))
+    return [Block(tuple(runs[i : i + size]), replace(plan, block=size)) for i in range(0, len(runs), size)]
 
 
 def pieces(populations: Sequence[Population], lanes: int) -> list[int]:
@@ -117,7 +132,13 @@ def pieces(populations: Sequence[Population], lanes: int) -> list[int]:
 
 
 def choose(
-    population: Population, cut: int, device: Any, devices: str, have_bytes: int, say: Callable[[str], None]
+    population: Population,
+    cut: int,
+    device: Any,
+    devices: str,
+    have_bytes: int,
+    say: Callable[[str], None],
+    stop: Callable[[], bool] = lambda: False,
 ) -> Plan:
     """How to compute a population that is cut into at least `cut` blocks, on lanes like `device` with so much memory.
 
@@ -130,19 +151,26 @@ def choose(
     fit = max(1, memory.largest_block(config, runs, at_once, have_bytes, device.platform)) if have_bytes else runs
     if not at_once:
         count = max(cut, math.ceil(runs / min(MAP_BLOCK, fit)))
-        return Plan("map", math.ceil(runs / count), devices)
+        return Plan("map", math.ceil(runs / count))
     most = min(math.ceil(runs / cut), fit)
     sizes = sorted({min(size, most) for size in MEASURE})
     measured: dict[str, float] = {}
     with jax.default_device(device):
         for size in sizes:
-            measured[str(size)] = steps_per_second(population.runs[:size], "map" if size == 1 else "vmap", device)
+            if stop():
+                return Plan("map", 1)  # nothing will be trained with it
+            try:
+                measured[str(size)] = steps_per_second(population.runs[:size], "map" if size == 1 else "vmap", device)
+            except jax.errors.JaxRuntimeError as error:
+                if not measured or "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                break  # the estimate of memory was too low
             say(f"population {population.name}: {measured[str(size)]:,.0f} steps/s with {size} runs at once")
             if measured[str(size)] < WORTHWHILE * max([0.0, *list(measured.values())[:-1]]):
                 break
     best = max(measured.values())
     size = min(int(size) for size, speed in measured.items() if speed * WORTHWHILE > best)
-    return Plan("map" if size == 1 else "vmap", size, devices, measured)
+    return Plan("map" if size == 1 else "vmap", size, measured, devices, runs, have_bytes)
 
 
 # --- the program ---------------------------------------------------------------------------------------------------

@@ -21,8 +21,8 @@ from jaxgpt.parts import compute_dtype
 from jaxgpt.profile import mfu
 from jaxgpt.step import Program, Task, TrainState, first_state, init_state, program
 
-# Between checkpoints that nobody asked for: what a kill may cost. A model of a few thousand parameters trains for less
-# time than it takes to save it.
+# At least so long between checkpoints that nobody asked for: a model of a few thousand parameters trains for less time
+# than it takes to save it. They are made where a roll-back may land, so that a kill may cost more.
 SAVE_SECONDS = 10.0
 
 Stream = Callable[..., Iterator[Any]]
@@ -115,12 +115,15 @@ def run_parameters(run: Run, params: Any) -> tuple[flops.Parameters, bool]:
     return (counts, True) if counts.total == total else (flops.Parameters(total, total, 0), False)
 
 
-def provenance(run: Run) -> dict[str, Any]:
-    """What the bits of a run depend on beside its config and data: code_version, versions (of packages), backend."""
+def provenance(run: Run, how: str = "") -> dict[str, Any]:
+    """What the bits of a run depend on beside its config and data: code_version, versions (of packages), backend.
+
+    `how`: the layout or mode in which it is trained, where that changes rounding.
+    """
     return {
         "code_version": store.code_version(),
         "versions": store.package_versions(),
-        "backend": f"{jax.default_backend()} {compute_dtype(run.config.model)}",
+        "backend": " ".join([jax.default_backend(), str(compute_dtype(run.config.model)), *([how] if how else [])]),
     }
 
 
@@ -147,8 +150,10 @@ class Member:
     `step`, `retry`, `bad_in_a_row` and `bad_steps` are those of the state after the last dispatch.
     """
 
-    def __init__(self, run: Run, hooks: Hooks):
+    def __init__(self, run: Run, hooks: Hooks, devices: int = 1, how: str = ""):
+        """`devices`: that its model is spread over. `how`: see `provenance`."""
         self.run, self.hooks, self.t = run, hooks, run.config.train
+        self.devices, self.how = devices, how
         self.h = hparams(run.config)
         self.points: list[dict[str, Any]] = []  # of the curve, not yet on disk
         self.seconds = self.busy = 0.0  # spent on it; of these in dispatches whose speed counts
@@ -156,7 +161,6 @@ class Member:
         self.row: dict[str, Any] | None = None  # once it is done
         self.gone = False  # in other hands
         self.saved_at = time.monotonic()
-        self.writes = parallel.is_writer()
         self.anchor: tuple[int, TrainState] | None = None  # what a roll-back goes back to, and its step
         self.anchor_on_disk = False
 
@@ -164,14 +168,14 @@ class Member:
 
     def resume(self) -> TrainState:
         """The state of the last good checkpoint, or the first one; on the host."""
-        now, found, prog, seed = provenance(self.run), None, self.run.program, self.t.seed
+        now, found, prog, seed = provenance(self.run, self.how), None, self.run.program, self.t.seed
         self.trained_by: list[dict[str, Any]] = [now]
-        if checkpoint.steps(self.run.checkpoints):
+        if parallel.agree(bool(checkpoint.steps(self.run.checkpoints))):
             # The task's own code is not traced: it may make its parameters as it likes.
             like = jax.eval_shape(partial(first_state, prog, self.h), self.run.source.task.init(seed))
             found = checkpoint.restore_latest(self.run.checkpoints, like, self.say)
         if found is None:
-            state = jax.tree.map(np.asarray, init_state(prog, self.h, seed))
+            state = self._first()
         else:
             state, meta = found
             self.seconds = float(meta["seconds"])
@@ -182,10 +186,15 @@ class Member:
         self.n_params, self.is_model = run_parameters(self.run, state.params)
         if self.step % rollback_every(self.t) == 0:
             self._keep(state, on_disk=found is not None)
-        if self.writes:
-            self.run.source.keep(self.run.folder)
-            store.truncate_curve(self.run.folder, self.run.id, self.step)
+        folder = self.run.folder
+        parallel.by_writer(lambda: self.run.source.keep(folder), f"write in {folder}")
+        parallel.by_writer(lambda: store.truncate_curve(folder, self.run.id, self.step), f"write in {folder}")
         return state
+
+    def _first(self) -> TrainState:
+        """The state before the first step, on the host: one device may not hold it whole."""
+        with jax.default_device(parallel.host_device()):
+            return jax.tree.map(np.asarray, init_state(self.run.program, self.h, self.t.seed))
 
     def _tell_what_changed(self, step: int, now: dict[str, Any]) -> None:
         if step >= self.t.steps:
@@ -274,9 +283,15 @@ class Member:
         self.anchor, self.anchor_on_disk = (int(state.step), jax.tree.map(np.array, state)), on_disk
 
     def stop(self, state: TrainState) -> None:
-        """Saves what is needed to go on from here, unless the last steps were bad: then an older checkpoint does."""
-        if self.active and self.step and not self.bad_in_a_row:
+        """Saves what is needed to go on from here or, if the last steps were bad, from the last good state."""
+        if not self.active or not self.step:
+            return
+        if not self.bad_in_a_row:
             self.save(state)
+        elif self.anchor is not None and not self.anchor_on_disk and self.anchor[0] and self.held():
+            self.write_curve()
+            self._write(*self.anchor)
+            self.anchor_on_disk = True
 
     def held(self) -> bool:
         """Whether the run is still this process's, asked of the disk; if not, it is `gone`."""
@@ -299,8 +314,8 @@ class Member:
         """The points so far. Before any checkpoint: resuming cuts the curve at its step, so it may be longer but never
         shorter.
         """
-        if self.writes:
-            store.append_curve(self.run.folder, self.run.id, self.points)
+        folder = self.run.folder
+        parallel.by_writer(lambda: store.append_curve(folder, self.run.id, self.points), f"write in {folder}")
         self.hooks.log(list(self.points))
         self.points.clear()
 
@@ -323,8 +338,8 @@ class Member:
         self.step, self.retry, self.bad_in_a_row = int(state.step), self.retry + 1, 0
         self.say(f"{bad_in_a_row} non-finite steps in a row: back from step {bad:,} to {self.step:,}")
         self.points = [point for point in self.points if point["step"] <= self.step]
-        if self.writes:
-            store.truncate_curve(self.run.folder, self.run.id, self.step)
+        folder = self.run.folder
+        parallel.by_writer(lambda: store.truncate_curve(folder, self.run.id, self.step), f"write in {folder}")
         self.save(state)
         if not self.gone:
             checkpoint.discard_after(self.run.checkpoints, self.step)  # else resuming would go on from before this
@@ -332,23 +347,24 @@ class Member:
 
     def _target_on_disk(self) -> TrainState:
         """Of a run that went on from between two such states."""
-        every, prog = rollback_every(self.t), self.run.program
-        first = jax.tree.map(np.asarray, init_state(prog, self.h, self.t.seed))
+        every, first, found = rollback_every(self.t), self._first(), 0
         for step in reversed([s for s in checkpoint.steps(self.run.checkpoints) if s % every == 0 and s <= self.step]):
             try:
-                return checkpoint.restore(self.run.checkpoints, first, step)[0]
+                checkpoint.check(self.run.checkpoints, step)
+                found = step
+                break
             except checkpoint.Damaged as error:
                 self.say(str(error))
-        return first
+        found = parallel.agree(found)  # one host may not see yet what another one does
+        return checkpoint.restore(self.run.checkpoints, first, found)[0] if found else first
 
     def finish(self, status: str) -> None:
         """Writes what is left of the curve and the run's row."""
         if not self.held():
             return
         self.write_curve()
-        self.row = self._row(status)
-        if self.writes:
-            store.write_row(self.run.folder, self.row)
+        self.row = row = self._row(status)
+        parallel.by_writer(lambda: store.write_row(self.run.folder, row), f"write in {self.run.folder}")
         self.hooks.finished(self.row)
 
     def _row(self, status: str) -> dict[str, Any]:
@@ -376,7 +392,7 @@ class Member:
             "rollbacks": self.retry,
             "wall_seconds": round(self.seconds, 3),
             "tokens_per_second": speed,
-            "mfu": mfu(c, speed, device, compute_dtype(c.model)) if is_model else None,
+            "mfu": mfu(c, speed, device, compute_dtype(c.model), self.devices) if is_model else None,
             "device": device,
             "corpus_sha256": run.source.identity,
             # Of a run that went on under other versions, all of them: "a1b2+c3d4".

@@ -56,17 +56,16 @@ def train_block(
 
     As `train` for each. Raises Stopped once all are saved.
     """
-    with lane.active():
-        training = _Training(block, hooks, lane)
+    training = _Training(block, hooks, lane)
+    training.settle()
+    while active := [m for m in training.members if m.active]:
+        if any_host(stop()):
+            training.stop()
+            raise Stopped
+        training.dispatch(active)
+        training.validate()
+        training.keep()
         training.settle()
-        while active := [m for m in training.members if m.active]:
-            if any_host(stop()):
-                training.stop()
-                raise Stopped
-            training.dispatch(active)
-            training.validate()
-            training.keep()
-            training.settle()
     return training.members
 
 
@@ -78,8 +77,11 @@ class _Training:
         self.mode: Mode = block.plan.mode
         self.program, self.task, self.lane = first.program, first.source.task, lane
         self.clock = _Clock(self.mode)
-        self.members = [Member(run, hooks(run)) for run in block.runs]
-        self.data = lane.put(first.source.data())
+        # What rounds differently: one program on one device does not.
+        how = str(lane.layout) if lane.mesh is not None else "vmap" if self.mode == "vmap" else ""
+        self.members = [Member(run, hooks(run), lane.layout.size, how) for run in block.runs]
+        with lane.active():
+            self.data = lane.put(first.source.data())
         states = population.stack([m.resume() for m in self.members], size)
         self.states: TrainState = lane.put_states(states, first.config.model)
         numbers = [{name: np.float32(x) for name, x in run.source.numbers.items()} for run in block.runs]
@@ -97,9 +99,10 @@ class _Training:
         for i, m in enumerate(self.members):
             n_R[i] = min(m.until() - m.step, n) if m.active else 0
         batches_R = self._batches(n_R)
-        self.states, metrics = population.advance(
-            self.program, self.mode, self.states, n_R, self.h_R, self.numbers_R, self.data, batches_R
-        )
+        with self.lane.active():
+            self.states, metrics = population.advance(
+                self.program, self.mode, self.states, n_R, self.h_R, self.numbers_R, self.data, batches_R
+            )
         values, at = gather(metrics), self.states
         counters = gather((at.step, at.retry, at.bad_in_a_row, at.bad_steps))
         done_R = [int(counters[0][i]) - m.step for i, m in enumerate(self.members)]
@@ -134,7 +137,8 @@ class _Training:
         for params_R, suffix in ((self.states.params, ""), (self.states.ema, "_ema")):
             if params_R is None:
                 continue
-            held_out_R = population.evaluate(self.task, self.mode, params_R, self.numbers_R, self.data, due_R)
+            with self.lane.active():
+                held_out_R = population.evaluate(self.task, self.mode, params_R, self.numbers_R, self.data, due_R)
             held_out_R = gather(held_out_R)
             for i in due:
                 numbers = self.task.summarise(_part(held_out_R, i))
@@ -155,10 +159,12 @@ class _Training:
 
     def settle(self) -> None:
         """Ends the runs that have done their steps, and sends back those that failed."""
+        ended = [m for m in self.members if m.active and not m.failed and m.step >= m.t.steps]
+        self.clock.rest(ended)
         for i, m in enumerate(self.members):
             if m.active and m.failed:
                 self._roll_back(i)
-            elif m.active and m.step >= m.t.steps:
+            elif m in ended:
                 m.finish("done")
 
     def stop(self) -> None:
@@ -177,6 +183,7 @@ class _Training:
         else:
             state = m.roll_back()
             host = jax.tree.map(np.array, gather(self.states))
+            del self.states  # before they are put again: there may be no room for both
             for all_, one in zip(jax.tree.leaves(host), jax.tree.leaves(state), strict=True):
                 all_[i] = one
             self.states = self.lane.put_states(host, m.run.config.model)
@@ -222,3 +229,11 @@ class _Clock:
         self.seconds += dispatch
         self.done += max(done_R) if self.mode == "vmap" else total
         return total * tokens_per_step / dispatch
+
+    def rest(self, ended: Sequence[Member]) -> None:
+        """Runs that have just ended bear the time since their last dispatch: of validation and checkpoint."""
+        if ended:
+            now = time.perf_counter()
+            for m in ended:
+                m.seconds += (now - self.marked) / len(ended)
+            self.marked = now

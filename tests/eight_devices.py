@@ -5,14 +5,19 @@ Prints one JSON object of figures and nothing else.
 
 import json
 import re
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
 
-from jaxgpt import RunConfig, checkpoint, override, parallel
+from jaxgpt import RunConfig, checkpoint, override, parallel, population, product, run, sweep
+from jaxgpt.launch import Interrupted, plan
 from jaxgpt.optimizer import hparams
 from jaxgpt.parallel import Layout
 from jaxgpt.step import advance, data_key, evaluate, init_state, program, train_step
@@ -45,6 +50,7 @@ MODELS = {
 }
 COMPARED = {"grouped": tuple(LAYOUTS), "plain": tuple(LAYOUTS), "mixture": ("DP", "FSDP x TP")}
 STEPS = 3
+SWEEP_STEPS, STOP_AT = 12, 4
 COLLECTIVE = re.compile(r" (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\(")
 
 
@@ -169,12 +175,11 @@ def moved(folder):
         _, own = placed(config, state, saved_on)
         checkpoint.save(folder / name.replace(" ", ""), 1, own, {})
         restored, _ = checkpoint.restore(folder / name.replace(" ", ""), own, 1)
-        mesh, again = placed(config, restored, restored_on)
+        _, again = placed(config, restored, restored_on)
         same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == b.tobytes(), parallel.gather(again), state)
         found[name] = {
             "same": all(jax.tree.leaves(same)),
             "devices": [len(jax.tree.leaves(x.params)[0].sharding.device_set) for x in (own, again)],
-            "lanes": [list(mesh.devices.shape)],
         }
     return found
 
@@ -187,6 +192,74 @@ def lanes():
     }
 
 
+@contextmanager
+def watched(stop_at=0):
+    """Gives what sweeps inside put on the devices: of each dispatch the step it begins at and the first device's share
+    of the matrices, and of each first state on how many devices it was made. Dispatches are of one step, and before
+    that number `stop_at` four lanes are asked to stop, as by SIGTERM.
+    """
+    dispatches, first_states = [], []
+    of_lane, four = threading.local(), threading.Barrier(4, timeout=100)
+    advance, init_state = population.advance, run.init_state
+
+    def looked_at(prog, mode, states_R, *rest):
+        arrays = jax.tree.leaves((states_R.params, states_R.opt_state, states_R.ema))
+        matrices = [leaf for leaf in arrays if leaf.ndim > 2]
+        share = first_device_bytes(matrices) / sum(leaf.nbytes for leaf in matrices)
+        dispatches.append([int(states_R.step[0]), share])
+        of_lane.number = getattr(of_lane, "number", 0) + 1
+        if of_lane.number == stop_at:
+            if four.wait() == 0:
+                signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+            four.wait()
+        return advance(prog, mode, states_R, *rest)
+
+    def made(*arguments):
+        state = init_state(*arguments)
+        first_states.append(max(len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)))
+        return state
+
+    with (
+        mock.patch("jaxgpt.population.advance", looked_at),
+        mock.patch("jaxgpt.run.init_state", made),
+        mock.patch("jaxgpt.train.SECONDS_PER_DISPATCH", 0),
+    ):
+        yield {"dispatches": dispatches, "first_states": first_states}
+
+
+def swept(folder):
+    """Whole sweeps: on one device, on four lanes of two devices, and stopped there and ended on one lane of eight."""
+    folder.mkdir()
+    (folder / "letters.txt").write_bytes(bytes(np.random.default_rng(0).integers(97, 105, 20_000, np.uint8)))
+    changes = {
+        "data.corpus": str(folder / "letters.txt"),
+        "train.steps": SWEEP_STEPS,
+        "train.log_every": 1,
+        "train.eval_every": 4,
+        "train.eval_windows": 10,
+    }
+    runs = product(override(RunConfig(), BASE | changes), {"train.seed": list(range(5))})
+    ids = [run.id for run in plan(runs, folder)]
+
+    def rows(name, **where):
+        table = sweep(runs, folder / name, progress=False, **where)
+        return dict(zip(table["run_id"], table["final_loss"], strict=True))
+
+    found = {"ids": ids, "alone": rows("alone", devices=1)}
+    four, one = Layout(data=2, fsdp=True), Layout(data=4, model=2, fsdp=True)
+    with watched() as found["lanes_watched"]:
+        found["lanes"] = rows("lanes", layout=four)
+    with watched(stop_at=STOP_AT):
+        try:
+            rows("stopped", layout=four)
+        except Interrupted as error:
+            found["interrupted"] = str(error)
+    found["saved"] = [checkpoint.steps(folder / "stopped" / "checkpoints" / run_id)[-1:] for run_id in ids]
+    with watched() as found["ended_watched"]:
+        found["ended"] = rows("stopped", layout=one)
+    return found
+
+
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
@@ -197,6 +270,7 @@ if __name__ == "__main__":
                 "advanced": advanced_and_evaluated(),
                 "moved": moved(Path(sys.argv[1])),
                 "lanes": lanes(),
+                "swept": swept(Path(sys.argv[1]) / "swept"),
             }
         )
     )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import harness, startup, steps, sweeps
+from benchmarks import gpu, harness, startup, steps, sweeps
 from benchmarks.harness import Measure, Row
 from benchmarks.peers import nanodo
 from experiments.settings import configs
@@ -99,7 +99,7 @@ ROWS = [
 
 
 def test_the_table_is_made_from_the_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["x", "--turns", "3", "--out", "/some/where"])
+    monkeypatch.setattr(sys, "argv", ["x", "--turns", "3", "--out", "/some/where", "--tiny"])
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{harness.BEGIN}\nold\n{harness.END}\nafter\n")
     path = harness.write("one", "One", ROWS, {"seconds": [1]}, notes=["a note"], results=tmp_path / "results")
@@ -121,7 +121,25 @@ def test_the_table_is_made_from_the_files(tmp_path, monkeypatch):
     assert found["figures"] == {"seconds": [1]}
     assert found["versions"]["jax"] == jax.__version__
     assert found["machine"]["cores"] >= 1
-    assert found["command"] == "python -m benchmarks.one --turns 3 --out"
+    assert found["command"] == "python -m benchmarks.one --turns 3 --tiny"
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [(["--out=/some/where", "--turns", "3"], " --turns 3"), (["--out", "some/where"], ""), (["--turns=2"], " --turns=2")],
+)
+def test_the_recorded_command_can_be_given_again(tmp_path, monkeypatch, words, kept):
+    monkeypatch.setattr(sys, "argv", ["x", *words])
+    path = harness.write("one", "One", ROWS, {}, results=tmp_path / "results")
+    assert json.loads(path.read_text())["command"] == f"python -m benchmarks.one{kept}"
+
+
+def test_the_gpu_benchmark_names_a_package_that_is_missing(monkeypatch):
+    for name, value in gpu.SHARING.items():  # which it sets for good
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "einops", None)
+    with pytest.raises(SystemExit, match="needs JAX, flax, optax, einops and PyTorch, and einops is not installed"):
+        gpu.device(tiny=True)
 
 
 def test_a_readme_without_a_place_for_the_table_is_left(tmp_path):

@@ -107,6 +107,30 @@ def test_lanes_share_no_device_and_have_the_layouts_shape(figures):
     assert figures["lanes"]["devices"] == [list(range(8)), list(range(8)), list(range(6))]
 
 
+def test_a_sweep_over_lanes_of_two_devices_ends_as_one_over_single_devices(figures):
+    swept = figures["swept"]
+    assert list(swept["alone"]) == swept["ids"]
+    assert len(set(swept["alone"].values())) == 5
+    assert swept["lanes"] == pytest.approx(swept["alone"], abs=1e-5)
+
+
+def test_a_sweep_stopped_on_four_lanes_goes_on_and_ends_as_one_on_one_lane_of_eight(figures):
+    swept = figures["swept"]
+    assert swept["interrupted"].startswith("0 of 5 runs are done")
+    assert swept["saved"] == [[4]] * 4 + [[]]  # each lane had one, the fifth waited
+    assert [step for step, _ in swept["ended_watched"]["dispatches"][:9]] == [*range(4, 12), 4]
+    assert swept["ended"] == pytest.approx(swept["alone"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("sweep", "parts", "new"), [("lanes", 2, 5), ("ended", 8, 1)])
+def test_a_state_is_divided_from_the_first_dispatch_and_made_on_one_device(figures, sweep, parts, new):
+    seen = figures["swept"][f"{sweep}_watched"]
+    assert seen["first_states"] == [1] * new  # the host's; no device of the lane is given a whole one
+    assert sum(step == 0 for step, _ in seen["dispatches"]) == new
+    for _, share in seen["dispatches"]:
+        assert 1 / parts <= share < 1.02 / parts
+
+
 # --- the rules -----------------------------------------------------------------------------------------------------
 
 FOUR_BY_TWO = AbstractMesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)

@@ -319,6 +319,26 @@ def test_no_block_is_larger_than_fits_the_memory(monkeypatch, platform):
     assert plan.block == 3
 
 
+def test_what_does_not_fit_while_it_is_timed_is_not_taken(monkeypatch):
+    def steps_per_second(runs, _mode, _device):
+        if len(runs) > 8:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return float(len(runs))
+
+    many = Population(tuple(run(None, i) for i in range(100)))
+    monkeypatch.setattr(population, "steps_per_second", steps_per_second)
+    monkeypatch.setattr(jax, "default_device", lambda _: jax.enable_x64(False))
+    plan = choose(many, 1, SimpleNamespace(platform="gpu"), "1 x it", 10**12, lambda _: None)
+    assert (plan.mode, plan.block, plan.measured) == ("vmap", 8, {"1": 1.0, "8": 8.0})
+
+
+def test_places_that_cost_are_not_left_empty():
+    runs = tuple(run(None, i) for i in range(65))
+    assert [len(b.runs) for b in blocks(Population(runs), Plan("vmap", 64))] == [33, 32]
+    assert {b.plan.block for b in blocks(Population(runs), Plan("vmap", 64))} == {33}
+    assert [b.plan.block for b in blocks(Population(runs[:3]), Plan("vmap", 64))] == [3]
+
+
 def test_on_a_cpu_nothing_is_measured(monkeypatch):
     plan, timed = chosen(monkeypatch, {}, runs=10, cut=2, platform="cpu")
     assert (plan.mode, plan.block, timed) == ("map", 5, [])
@@ -348,13 +368,26 @@ def test_a_sweep_over_two_lanes_gives_the_rows_of_a_sweep_over_one(tmp_path):
     assert tables[0].equals(tables[1])
 
 
-def test_the_plan_is_recorded_and_used_again(tmp_path, monkeypatch):
-    sweep(CONFIGS[:3], tmp_path, setup=noisy, progress=False, devices=1)
+def test_what_was_measured_is_recorded_and_used_again_while_it_fits(tmp_path, monkeypatch):
+    timed = []
+
+    def choose(population, _cut, _device, devices, have_bytes, *_):
+        timed.append(len(population.runs))
+        return Plan("map", 2, {"2": 1.0}, devices, len(population.runs), have_bytes)
+
+    monkeypatch.setattr(launch, "choose", choose)
+    sweep(CONFIGS[:3], tmp_path, setup=noisy, progress=False, devices=1, max_minutes=0)
     (plan,) = store.read_json(tmp_path / "sweep.json")["plans"].values()
-    assert (plan["mode"], plan["block"]) == ("map", 3)
-    monkeypatch.setattr(launch, "choose", lambda *_: pytest.fail("it was chosen before"))
-    more = product(CONFIGS[0], {"train.seed": [3, 4]})
-    assert len(sweep(more, tmp_path, setup=noisy, progress=False, devices=1)) == 2
+    assert (plan["mode"], plan["block"], plan["measured"], plan["runs"]) == ("map", 2, {"2": 1.0}, 3)
+    sweep(CONFIGS[:2], tmp_path, setup=noisy, progress=False, devices=1)
+    assert timed == [3]  # it was measured for more runs than these
+    assert len(sweep(CONFIGS[:3], tmp_path, setup=noisy, progress=False, devices=1)) == 3
+    assert timed == [3]
+    more = product(CONFIGS[0], {"train.seed": [0, 1, 2, 3]})
+    sweep(more, tmp_path, setup=noisy, progress=False, devices=1)
+    assert timed == [3, 4]  # more runs than it was measured for
+    sweep(more, tmp_path, setup=noisy, progress=False, devices=1)
+    assert timed == [3, 4]  # nothing is to do
 
 
 def test_what_breaks_in_one_lane_ends_the_sweep_and_the_other_lanes_save(tmp_path, monkeypatch):

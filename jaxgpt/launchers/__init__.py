@@ -27,7 +27,7 @@ import jax
 from jaxgpt import checkpoint, population, store, track
 from jaxgpt.config import BadInput, RunConfig
 from jaxgpt.launch import Interrupted, Setup, plan, record, stopping, sweep
-from jaxgpt.parallel import ONE_DEVICE, Layout, check
+from jaxgpt.parallel import ONE_DEVICE, Layout
 from jaxgpt.progress import PLAIN_SECONDS, Progress
 from jaxgpt.run import Run
 
@@ -167,13 +167,11 @@ def launch(
     the end if a job was refused or died MOST_DEATHS times in a row without getting further.
     """
     configs, folder = list(configs), Path(folder)
-    _check(launcher, workers, resources, setup, trackers)
+    check(launcher, workers, resources, setup, trackers, layout)
     if launcher == "local" and workers is None:
         return sweep(configs, folder, setup=setup, max_minutes=max_minutes, progress=progress, trackers=trackers,
                      layout=layout)  # fmt: skip
-    runs = plan(configs, folder, setup)
-    for run in runs if layout.size > 1 else ():
-        check(layout, run.config)
+    runs = plan(configs, folder, setup, layout=layout, check=False)  # each job asks about its own memory
     store.planned(folder)  # refuses a broken sweep.json before anything is written
     executor = _executor(launcher, folder, workers, resources or Resources())
     store.prepare(folder)
@@ -187,9 +185,7 @@ def launch(
         left = {ticket: job(group) for ticket, group in going.items() if group}
         if left:
             shown.say(f"waits for {len(left)} job{'s' * (len(left) > 1)} of an earlier launch")
-        groups = [group.runs for group in population.split(list(todo.values()))]
-        parts = divide(groups, workers) if launcher == "local" and workers else groups
-        jobs = [job(part) for part in parts]
+        jobs = [job(part) for part in parts_of(list(todo.values()), launcher, workers)]
         failed, goes_on = supervise(jobs, executor, left=left, stop=stop, tick=watch.look, say=shown.say)
         watch.look(0)
     table = _finished(runs, folder)
@@ -239,6 +235,12 @@ def supervise(
                 waiting.append(job)
         tick(len(running))
     return failed, executor.stop(list(running)) if running else ""
+
+
+def parts_of(runs: Sequence[Run], launcher: str, workers: int | None) -> list[Sequence[Run]]:
+    """The runs of each job: a population, and for workers of this machine a part of one where some would be idle."""
+    groups = [group.runs for group in population.split(runs)]
+    return [*divide(groups, workers)] if launcher == "local" and workers else [*groups]
 
 
 def divide(groups: Sequence[Sequence[Run]], least: int) -> list[list[Run]]:
@@ -298,8 +300,15 @@ def _finished(runs: Sequence[Run], folder: Path) -> pandas.DataFrame:
 # --- which one -----------------------------------------------------------------------------------------------------
 
 
-def _check(launcher: str, workers: int | None, resources: Resources | None, setup: Any, trackers: Any) -> None:
-    """Raises BadInput for what cannot be launched."""
+def check(
+    launcher: str,
+    workers: int | None,
+    resources: Resources | None,
+    setup: Any = None,
+    trackers: Any = (),
+    layout: Layout = ONE_DEVICE,
+) -> None:
+    """Raises BadInput for what cannot be launched. The arguments are those of `launch`; JAX is not asked anything."""
     track.check(trackers)
     if launcher not in get_args(Launcher):
         raise BadInput(f"launcher={launcher} is not allowed; it must be one of {', '.join(get_args(Launcher))}")
@@ -315,6 +324,12 @@ def _check(launcher: str, workers: int | None, resources: Resources | None, setu
             raise BadInput(f"{name}={value} is not allowed; it must be {least} or more")
     if launcher == "local" and workers is None:
         return
+    asked = resources or Resources()
+    if launcher != "local" and layout.size > (asked.gpus or asked.cpus):
+        raise BadInput(
+            f"layout.data={layout.data} x layout.model={layout.model} needs {layout.size} devices; "
+            f"each job has {f'gpus={asked.gpus}' if asked.gpus else f'cpus={asked.cpus}'}"
+        )
     for name, value in (("setup", setup), *(("trackers", one) for one in trackers)):
         try:
             pickle.dumps(value)
