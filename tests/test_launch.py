@@ -508,7 +508,7 @@ def test_rows_without_a_loss_or_its_error_can_be_shown(tmp_path, capsys):
         shown.finished(run, row | {"final_loss": None}, here=False)
     said = [line for line in capsys.readouterr().err.splitlines() if run.id in line]
     assert len(said) == 3
-    assert f"loss {row['final_loss']:.4f} nats/token  (" in said[0]
+    assert f"loss {row['final_loss']:.4f}  (" in said[0]  # a task of one's own has its own unit
     assert said[1].endswith("(by another process)")
     assert "loss nan" in said[2]
 
