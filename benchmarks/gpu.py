@@ -1,6 +1,7 @@
 """GPT-2 of 124M parameters beside nanoGPT's design, and a population of small models: python3 -m benchmarks.gpu
 
-Run it in the folder of this repository. It needs a GPU with JAX (flax, optax, einops) and PyTorch, nothing installed of ours.
+Run it in the folder of this repository. It needs a GPU with JAX (flax, optax, einops) and PyTorch, and nothing
+of ours installed.
 
 One model: 124M parameters, T 1024, bfloat16 arithmetic and float32 parameters on both sides, random tokens; ours
 (jaxgpt.step.advance) and nanoGPT's design (peers/nanogpt.py: torch.compile, flash attention, fused AdamW) are processes

@@ -278,11 +278,8 @@ def _tells(flags: Train | Sweep) -> bool:
 def _launch(configs: list[RunConfig], flags: Sweep, resources: Resources) -> tuple[list[dict[str, Any]], int]:
     """As `_sweep`, in other processes; 1 when a job was given up."""
     with ending_at_once():
-        import jax
-
         from jaxgpt.launch import plan
         from jaxgpt.launchers import Failed, launch
-    jax.config.update("jax_platforms", "cpu")  # the accelerator is for the workers
     try:
         table = launch(configs, flags.out, launcher=flags.launcher, workers=flags.workers, trackers=flags.track,
                        resources=resources, max_minutes=flags.max_minutes,
@@ -347,11 +344,13 @@ def _plan_here(configs: list[RunConfig], flags: Sweep) -> tuple[list[Run], str, 
         if hosts > layout.size:
             raise BadInput(f"--layout {layout} is for {layout.size} devices; {hosts} hosts have at least {hosts}")
         runs = plan(configs, flags.out, layout=layout)
-        return runs, f"lanes: 1, of {layout.size} devices on all hosts", estimate_seconds(runs, layout.size)
+        return runs, f"devices of all hosts: {layout.size} in 1 lane", estimate_seconds(runs, layout.size)
     lanes = lanes_of(layout, flags.devices)
     runs = plan(configs, flags.out, layout=layout)
     devices = len(lanes) * layout.size
-    places = f"{jax.default_backend()} devices: {devices}" + (f" in {len(lanes)} lanes" if layout.size > 1 else "")
+    places = f"{jax.default_backend()} devices: {devices}"
+    if layout.size > 1:
+        places += f" in {len(lanes)} lane{'s' * (len(lanes) > 1)}"
     return runs, places, estimate_seconds(runs, devices)
 
 

@@ -61,8 +61,10 @@ def runs_table(rows: list[dict[str, Any]]) -> Table:
     """Runs for people: id, state, the settings and numbers of their task in which they differ, N, D, C, loss, time."""
     from analysis.plots import short
 
-    numbers = {name: {setting(row[name]) for row in rows if is_number(row.get(name))}
-               for name in dict.fromkeys(name for row in rows for name in row if name.startswith("numbers."))}  # fmt: skip
+    numbers: dict[str, set[float]] = {}  # what a row lacks, of another task or not yet known, is no difference
+    for name, value in ((name, value) for row in rows for name, value in row.items() if is_number(value)):
+        if name.startswith("numbers."):
+            numbers.setdefault(name, set()).add(value)
     own = [name for name, values in numbers.items() if len(values) > 1]
     differ = [f for f in fields(RunConfig) if len({setting(row.get(f.path)) for row in rows}) > 1]
     settings: list[tuple[str, Callable[[dict[str, Any]], str]]] = [

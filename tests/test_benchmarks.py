@@ -126,7 +126,11 @@ def test_the_table_is_made_from_the_files(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("words", "kept"),
-    [(["--out=/some/where", "--turns", "3"], " --turns 3"), (["--out", "some/where"], ""), (["--turns=2"], " --turns=2")],
+    [
+        (["--out=/some/where", "--turns", "3"], " --turns 3"),
+        (["--out", "some/where"], ""),
+        (["--turns=2"], " --turns=2"),
+    ],
 )
 def test_the_recorded_command_can_be_given_again(tmp_path, monkeypatch, words, kept):
     monkeypatch.setattr(sys, "argv", ["x", *words])

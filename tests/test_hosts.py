@@ -21,6 +21,8 @@ from jaxgpt.launch import plan
 pytest.importorskip("grain")
 ROOT = Path(__file__).parents[1]
 SECONDS = 240
+# Less time to compile: the programs are tiny.
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def free_port():
@@ -44,7 +46,7 @@ def run_hosts(what, folders, results, hosts):
                     subprocess.Popen(
                         [sys.executable, "-W", "error", "tests/two_hosts.py", *map(str, words)],
                         cwd=ROOT,
-                        env=os.environ | {"PYTHONPATH": str(ROOT)},
+                        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK},
                         stdout=log,
                         stderr=subprocess.STDOUT,
                     )

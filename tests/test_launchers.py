@@ -25,7 +25,7 @@ import pandas
 import pytest
 
 from experiments.cli import main
-from jaxgpt import BadInput, RunConfig, override, product, store, sweep
+from jaxgpt import BadInput, RunConfig, forecast, override, product, store, sweep
 from jaxgpt import launchers as launching
 from jaxgpt.launch import Interrupted, plan
 from jaxgpt.launchers import (
@@ -44,6 +44,7 @@ from jaxgpt.launchers import (
     standing,
 )
 from jaxgpt.launchers.worker import Parcel, parcel
+from jaxgpt.parallel import Layout
 from jaxgpt.run import Source
 
 VOLATILE = ["wall_seconds", "tokens_per_second", "mfu", "code_version"]
@@ -368,6 +369,52 @@ def test_what_cannot_be_launched_is_refused_before_anything_is_written(tiny, tmp
     with pytest.raises(BadInput, match=re.escape(says)):
         launch([tiny], tmp_path / "new", **arguments)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("resources", [Resources(), Resources(gpus=1, cpus=8)])
+def test_a_model_needs_no_more_devices_than_its_job_has(tiny, tmp_path, resources):
+    has = "gpus=1" if resources.gpus else "cpus=1"
+    with pytest.raises(BadInput, match=f"layout.data=2 x layout.model=1 needs 2 devices; each job has {has}"):
+        launch([tiny], tmp_path / "new", launcher="slurm", resources=resources, layout=Layout(data=2))
+    assert not (tmp_path / "new").exists()
+
+
+class Refuses:
+    """An executor that takes no job, and says so."""
+
+    def under_way(self):
+        return {}
+
+    def start(self, jobs):
+        return range(len(jobs))
+
+    def poll(self, tickets):
+        return dict.fromkeys(tickets, Ended(REFUSED, "no"))
+
+    def close(self):
+        pass
+
+
+def test_what_the_launching_machine_has_does_not_decide_whether_a_job_fits(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(forecast, "device_bytes", lambda: 1000)
+    with pytest.raises(BadInput, match=r"the device has 0\.0 GB"):
+        plan([tiny], tmp_path / "new")
+    monkeypatch.setattr(launching, "_executor", lambda *_: Refuses())
+    with pytest.raises(Failed, match=r"job \w+: no"):
+        launch([tiny], tmp_path, workers=1, progress=False)
+
+
+def test_a_launcher_leaves_the_accelerators_to_its_jobs(tiny, tmp_path, monkeypatch):
+    before, seen = jax.config.jax_platforms, []
+    monkeypatch.setattr(launching, "_executor", lambda *_: Refuses())
+    monkeypatch.setattr(launching, "plan", lambda *a, **b: seen.append(jax.config.jax_platforms) or plan(*a, **b))
+    jax.config.update("jax_platforms", None)
+    try:
+        with pytest.raises(Failed):
+            launch([tiny], tmp_path, workers=1, progress=False)
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert seen == ["cpu"]  # before anything starts JAX
 
 
 def test_a_missing_package_is_named_with_what_installs_it(tiny, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Populations: which runs share a program, that each run comes out as alone, and how a sweep is cut for its lanes."""
 
+import itertools
 import math
+import threading
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -391,14 +393,28 @@ def test_what_was_measured_is_recorded_and_used_again_while_it_fits(tmp_path, mo
 
 
 def test_what_breaks_in_one_lane_ends_the_sweep_and_the_other_lanes_save(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxgpt.train.SECONDS_PER_DISPATCH", 1e-9)
-    (tmp_path / "checkpoints").mkdir(parents=True)
-    broken = Run(CONFIGS[0], noisy(CONFIGS[0]), tmp_path)
-    broken.checkpoints.write_text("a file where a folder belongs")
-    with pytest.raises(store.StoreError, match=broken.id):
-        sweep([CONFIGS[0], *CONFIGS[3:6]], tmp_path, setup=noisy, progress=False, devices=2)
+    monkeypatch.setattr("jaxgpt.train.SECONDS_PER_DISPATCH", 1e-9)  # a step at a time
+    two = [CONFIGS[0], CONFIGS[3]]
+    broken, other = (Run(config, noisy(config), tmp_path) for config in two)
+    lanes, begun, dispatches, advance = [], threading.Event(), itertools.count(1), population.advance
+
+    def other_waits_for_the_end_of_the_broken_one(prog, *rest):
+        if prog == broken.program:
+            lanes.append(threading.current_thread())
+            broken.checkpoints.write_text("a file where a folder belongs")
+            begun.set()
+        elif next(dispatches) == 3:
+            assert begun.wait(60)
+            lanes[0].join(60)
+        return advance(prog, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(population, "advance", other_waits_for_the_end_of_the_broken_one)
+        with pytest.raises(store.StoreError, match=broken.id):
+            sweep(two, tmp_path, setup=noisy, progress=False, devices=2)
+    assert checkpoint.steps(other.checkpoints) == [3]
     broken.checkpoints.unlink()
-    assert len(sweep([CONFIGS[0], *CONFIGS[3:6]], tmp_path, setup=noisy, progress=False, devices=2)) == 4
+    assert len(sweep(two, tmp_path, setup=noisy, progress=False, devices=2)) == 2
 
 
 @pytest.mark.parametrize("devices", [0, -1, 10_000])

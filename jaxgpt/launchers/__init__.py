@@ -163,6 +163,7 @@ def launch(
     but a function that other processes can import.
 
     max_minutes: stop after about so long. Jobs in Slurm go on when this process stops; the same call waits for them.
+    With jobs, JAX is started on the CPU in this process, unless it runs already: accelerators are for the jobs.
     Raises BadInput before anything is started, Interrupted on Ctrl-C or SIGTERM once the state is saved, and Failed at
     the end if a job was refused or died MOST_DEATHS times in a row without getting further.
     """
@@ -171,6 +172,7 @@ def launch(
     if launcher == "local" and workers is None:
         return sweep(configs, folder, setup=setup, max_minutes=max_minutes, progress=progress, trackers=trackers,
                      layout=layout)  # fmt: skip
+    jax.config.update("jax_platforms", "cpu")  # does nothing where JAX runs already
     runs = plan(configs, folder, setup, layout=layout, check=False)  # each job asks about its own memory
     store.planned(folder)  # refuses a broken sweep.json before anything is written
     executor = _executor(launcher, folder, workers, resources or Resources())

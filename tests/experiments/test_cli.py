@@ -15,7 +15,7 @@ import pytest
 
 from analysis.plots import short
 from experiments.registry import papers
-from jaxgpt import RunConfig, launch, override, store
+from jaxgpt import RunConfig, launch, override, parallel, store
 from jaxgpt.config import fields, flatten
 from jaxgpt.progress import Progress
 
@@ -186,6 +186,17 @@ def test_a_profiled_run_is_the_same_run_and_says_where_a_steps_time_goes(command
     assert (tree(here / "o" / "runs"), tree(here / "o" / "curves"), tree(here / "o" / "checkpoints")) == before
 
 
+def test_devices_are_there_for_a_profile_too(tiny, here):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    words = ["train", *tiny, "--profile", "--devices", "2", "--max-minutes", "0"]
+    code = "from experiments.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=100,
+                          check=False, cwd=here, env=environment)  # fmt: skip
+    assert done.returncode == 75, done.stderr
+    assert "time is up: 0 of 1 runs are done" in done.stderr
+    assert "a step on cpu" in done.stdout
+
+
 def test_a_tracked_run_is_the_same_run_and_stands_in_tensorboards_files(command, tiny, here, three_runs):
     pytest.importorskip("tensorboardX", reason="pip install 'jaxgpt[tensorboard]'")
     said = command("train", *tiny, "train.seed=1", "--track", "tensorboard", "--out", "o")
@@ -260,6 +271,24 @@ def test_a_dry_run_prints_the_plan_and_neither_trains_nor_writes(command, tiny, 
 
 
 @pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("words", "places"),
+    [
+        (("--devices", 1), "cpu devices: 1; what is to do takes about"),
+        (("--layout", "data=2"), "cpu devices: 2 in 1 lane; what is to do takes about"),
+        (("--layout", "data=2", "--hosts", "auto"), "devices of all hosts: 2 in 1 lane; what is to do takes about"),
+        (("--workers", 3), "local jobs: 3"),
+        (("--launcher", "slurm", "--layout", "data=2", "--gpus", 2), "slurm jobs: 1\n"),
+    ],
+)
+def test_a_dry_run_says_where_the_runs_would_train(command, tiny, here, words, places):
+    said = command("sweep", *tiny, "train.seed=0,1,2", "--dry-run", *words)
+    assert (said.code, said.err) == (0, "")
+    assert f"3 to do; compiled programs: 1; {places}" in said.out
+    assert tree(here) == {}
+
+
+@pytest.mark.usefixtures("no_training")
 def test_a_dry_run_of_what_is_done_says_so_and_estimates_nothing(command, tiny, here, three_runs):
     said = command("sweep", *tiny, "train.seed=0,1,2", "--out", three_runs, "--dry-run", "--json", "plan.json")
     assert "3 done; compiled programs: 1; cpu devices: 2; what is to do takes about 0 s" in said.out
@@ -275,6 +304,18 @@ def test_a_sweep_writes_the_rows_that_it_prints(command, tiny, here, three_runs)
     for row in rows:
         assert row["run_id"] in said.out
         assert f"{row['final_loss']:.3f}±{row['final_loss_sem']:.3f}" in said.out
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize("first", [True, False])
+def test_of_several_hosts_the_first_prints_and_writes_what_came_out(
+    command, tiny, here, three_runs, monkeypatch, first
+):
+    monkeypatch.setattr(parallel, "start_hosts", lambda *_: None)
+    monkeypatch.setattr(parallel, "is_writer", lambda: first)
+    said = command("sweep", *tiny, "train.seed=0,1,2", "--out", three_runs, "--json", "rows.json", "--hosts", "auto")
+    assert said.code == 0
+    assert (said.out != "", (here / "rows.json").exists()) == (first, first)
 
 
 def test_values_that_are_added_later_are_all_that_is_trained(command, tiny, here, monkeypatch):
@@ -364,6 +405,39 @@ def test_sigterm_ends_with_its_own_code(command, tiny, at_write):
     said = command("train", *tiny)
     assert said.code == 75
     assert "the same command goes on" in said.err
+
+
+TWICE = """
+import itertools, os, signal, sys, threading, time
+from experiments.cli import main
+from jaxgpt import launch
+
+train_block, started = launch.train_block, itertools.count(1)
+
+def press():
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.5)
+
+def deaf(block, *words, **how):  # to the first Ctrl-C: it has both lanes inside XLA when the process ends
+    if next(started) == 2:
+        threading.Timer(1.0, press).start()
+    return train_block(block, *words, **how | {"stop": lambda: False})
+
+launch.train_block = deaf
+main(sys.argv[1:])
+"""
+
+
+def test_a_second_ctrl_c_ends_two_lanes_at_once(tiny, here):
+    words = ["sweep", *tiny, "train.seed=0,1", "train.steps=1000000", "--out", "s", "--devices", "2"]
+    words.remove("train.steps=2")
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE, *words], capture_output=True, text=True, timeout=100, check=False, cwd=here
+    )
+    assert done.returncode == 130, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1] == "jaxgpt: stopped; the same command goes on"
 
 
 EARLY = """
@@ -618,7 +692,22 @@ BAD = {
     "no devices": ("sweep --devices 0", "devices=0 is not allowed; it must be from 1 to 2"),
     "hosts that are none": ("train --hosts three", "--hosts three is not allowed; it must be auto or ADDRESS:PORT"),
     "hosts without a number": ("train --hosts host:1,2,x", "--hosts host:1,2,x is not allowed; it must be auto or"),
-    "a host too many": ("train --hosts 127.0.0.1:1,2,2", "index=2 must be from 0 to 1"),
+    "a host too many": ("train --hosts 127.0.0.1:1,2,2", "ADDRESS:PORT,COUNT,INDEX, INDEX below COUNT"),
+    "a host without a port": ("train --hosts host,2,0", "--hosts host,2,0 is not allowed; it must be auto or"),
+    "devices of hosts": ("train --hosts auto --devices 1", "--devices 1 is not for --hosts, which uses all devices"),
+    "a profile of several devices": ("train --profile --layout data=2", "--layout data=2,model=1 is not for --profile"),
+    "a profile of several hosts": ("train --profile --hosts auto", "--hosts auto is not for --profile"),
+    "a layout of more than there is, dry": ("sweep --dry-run --layout data=64,model=2",
+                                            "needs 128 devices; there are 2"),
+    "a batch that cannot be spread, dry": ("sweep --dry-run --layout data=2 train.batch_size=3", "train.batch_size=3"),
+    "no workers, dry": ("sweep --dry-run --workers 0", "workers=0 is not allowed; it must be 1 or more"),
+    "a flag of another launcher, dry": ("sweep --dry-run --partition long", "partition=long does nothing with"),
+    "a layout larger than a job, dry": ("sweep --dry-run --launcher slurm --layout data=2", "each job has cpus=1"),
+    "a batch that jobs cannot spread, dry": ("sweep --dry-run --workers 1 --layout data=2 train.batch_size=3",
+                                             "train.batch_size=3 must be divisible"),
+    "devices of a job, dry": ("sweep --dry-run --workers 2 --devices 1", "--devices 1 is for a sweep in this process"),
+    "hosts that are none, dry": ("sweep --dry-run --hosts three", "--hosts three is not allowed"),
+    "more hosts than devices, dry": ("sweep --dry-run --hosts h:1,2,0", "2 hosts have at least 2"),
     "time below zero": ("train --max-minutes -1", "-1 is not allowed; it must be a number of minutes, 0 or more"),
     "time that is no number": ("sweep --max-minutes soon", "soon is not allowed; it must be a number of minutes"),
     "time that is NaN": ("reproduce demo --max-minutes nan", "nan is not allowed; it must be a number of minutes"),
@@ -716,6 +805,24 @@ def test_a_full_disk_leaves_no_half_of_a_table(command, here, three_runs, monkey
         f"jaxgpt: {rest[-1]}: no space left on the disk; free some and run the same command again"
     )
     assert tree(here) == {}
+
+
+def test_a_tasks_own_numbers_are_shown_where_they_differ(capsys):
+    from rich.console import Console
+
+    from experiments.tables import planned_row, runs_table
+
+    def shown(*numbers):
+        rows = [planned_row(f"{i:012x}", RunConfig(), "done") | its for i, its in enumerate(numbers)]
+        Console(width=160).print(runs_table(rows))
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        return [words[2:-3] for words in lines if words and words[0].startswith(("run", "0"))]
+
+    noise = "numbers.noise"
+    nan = float("nan")  # a table's null: of a run of another task, or one that is not done
+    told = shown({noise: 0.25, "numbers.delay": 3.0}, {noise: 0.5, "numbers.delay": 3.0}, {noise: nan}, {})
+    assert told == [["noise"], ["0.25"], ["0.5"], ["–"], ["–"]]
+    assert shown({noise: 0.25}, {noise: 0.25}, {}) == [[], [], [], []]
 
 
 def test_runs_that_differ_in_many_settings_keep_their_numbers_whole(capsys):
