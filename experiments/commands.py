@@ -248,7 +248,10 @@ def _start_hosts(flags: Train | Sweep) -> None:
     if flags.hosts is not None:
         from jaxgpt.parallel import start_hosts
 
-        start_hosts(*_hosts(flags))
+        where = _hosts(flags)
+        if where:
+            sys.stderr.write(f"host {where[2]} of {where[1]} waits for the others at {where[0]}\n")
+        start_hosts(*where)
 
 
 def _hosts(flags: Train | Sweep) -> tuple[Any, ...]:
@@ -259,9 +262,11 @@ def _hosts(flags: Train | Sweep) -> tuple[Any, ...]:
     if flags.hosts == "auto":
         return ()
     found = re.fullmatch(r"(\S+:[0-9]+),([0-9]+),([0-9]+)", flags.hosts)
-    if found is None or int(found[3]) >= int(found[2]):
+    port = 0 if found is None else int(found[1].rpartition(":")[2])
+    if found is None or int(found[3]) >= int(found[2]) or not 0 < port < 2**16:
         raise BadInput(
-            f"--hosts {flags.hosts} is not allowed; it must be auto or ADDRESS:PORT,COUNT,INDEX, INDEX below COUNT"
+            f"--hosts {flags.hosts} is not allowed; it must be auto or ADDRESS:PORT,COUNT,INDEX, INDEX below COUNT "
+            "and PORT from 1 to 65535"
         )
     return found[1], int(found[2]), int(found[3])
 

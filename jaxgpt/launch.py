@@ -315,7 +315,8 @@ def expose(devices: int | None) -> list[Any]:
             jax.config.update("jax_num_cpu_devices", max(cores, devices or 0))
     found = jax.local_devices()
     if devices is not None and not 1 <= devices <= len(found):
-        raise BadInput(f"devices={devices} is not allowed; it must be from 1 to {len(found)}, as many as JAX has here")
+        there = f"; JAX has {len(found)} here" if devices > 0 else ""
+        raise BadInput(f"devices={devices} is not allowed; it must be 1 or more{there}")
     return found[:devices]
 
 

@@ -298,6 +298,8 @@ def start_hosts(address: str | None = None, count: int | None = None, index: int
     if None in given.values() and any(value is not None for value in given.values()):
         missing = ", ".join(name for name, value in given.items() if value is None)
         raise BadInput(f"start_hosts needs address, count and index, or none of them on a cluster; missing: {missing}")
+    if count is not None and count < 1:
+        raise BadInput(f"count={count} is not allowed; it must be 1 or more")
     if count is not None and index is not None and not 0 <= index < count:
         raise BadInput(f"index={index} must be from 0 to {count - 1}, one less than count={count}")
     # JAX's service takes SIGTERM for itself, in place of the handler that saves and stops.
@@ -306,6 +308,8 @@ def start_hosts(address: str | None = None, count: int | None = None, index: int
     try:
         # Process 0 listens on all interfaces unless told otherwise.
         jax.distributed.initialize(address, count, index, coordinator_bind_address=address if local else None)
+    except RuntimeError as error:  # nobody came, or the address is not to be had
+        raise BadInput(f"the hosts did not meet at {address}: {str(error).splitlines()[0]}") from error
     except ValueError as error:
         if address is not None:
             raise

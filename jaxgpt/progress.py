@@ -18,6 +18,7 @@ from rich.progress import TextColumn
 from jaxgpt import flops
 from jaxgpt.run import Report, Run
 
+FIRST_ESTIMATE_SECONDS = 10.0  # before, what compiles would count as training
 PLAIN_SECONDS = 60.0  # between lines on how a run stands, where no terminal shows the bar
 
 
@@ -133,7 +134,7 @@ class Progress:
         """Time left, from the work that this process has done since it began."""
         done = sum(self.work[i] * (share - self.first_share.get(i, 0.0)) for i, share in self.share.items())
         left = sum(self.work[i] * (1 - share) for i, share in self.share.items())
-        if not done:
+        if not done or time.monotonic() - self.began < FIRST_ESTIMATE_SECONDS:
             return ""
         return f"  {duration((time.monotonic() - self.began) * left / done)} left"
 

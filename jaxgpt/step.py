@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from jaxgpt.config import OptimizerConfig, RunConfig
+from jaxgpt.config import BadInput, OptimizerConfig, RunConfig
 from jaxgpt.optimizer import Hparams, ema_init, ema_update, learning_rate, optimizer
 from jaxgpt.parallel import over_data
 
@@ -129,7 +129,10 @@ def mean_loss_and_gradient(
 @partial(jax.jit, static_argnums=0, inline=True)
 def _loss_and_gradient(task: Task, params: Any, batch: Any, key: Array) -> tuple[Loss, Any]:
     def total(params: Any) -> tuple[Array, Loss]:
-        loss = Loss(*task.loss(params, batch, key))
+        given = task.loss(params, batch, key)
+        if not isinstance(given, tuple):
+            raise BadInput(f"{type(task).__name__}.loss gives one value; it must give Loss(total, weight)")
+        loss = Loss(*given)
         return loss.total, loss
 
     gradient, loss = jax.grad(total, has_aux=True)(params)

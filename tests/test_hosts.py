@@ -201,7 +201,7 @@ def test_a_signal_to_process_1_ends_both_and_one_process_without_a_layout_goes_o
 
 def test_a_folder_that_only_process_0_cannot_make_ends_both(swept):
     (kind, message, _), (other, *_) = (found["file"] for found in swept)
-    assert (kind, bool(other)) == ("BadInput", True)
+    assert (kind, other) == ("BadInput", "StoreError")
     assert "is a file; a folder is needed" in message
 
 

@@ -419,6 +419,6 @@ def test_what_breaks_in_one_lane_ends_the_sweep_and_the_other_lanes_save(tmp_pat
 
 @pytest.mark.parametrize("devices", [0, -1, 10_000])
 def test_a_number_of_devices_that_there_are_not_is_refused(tmp_path, devices):
-    with pytest.raises(BadInput, match=rf"devices={devices} is not allowed; it must be from 1 to \d+"):
+    with pytest.raises(BadInput, match=rf"devices={devices} is not allowed; it must be 1 or more"):
         sweep(CONFIGS[:1], tmp_path / "new", setup=noisy, progress=False, devices=devices)
     assert not (tmp_path / "new").exists()

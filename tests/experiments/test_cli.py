@@ -689,7 +689,7 @@ BAD = {
     "a layout that shares nothing": ("train --layout fsdp", "layout.fsdp=true shares parameters over layout.data"),
     "a batch that cannot be spread": ("train --layout data=2 train.batch_size=3", "train.batch_size=3 must be"),
     "devices of a job": ("sweep --workers 2 --devices 1", "--devices 1 is for a sweep in this process"),
-    "no devices": ("sweep --devices 0", "devices=0 is not allowed; it must be from 1 to 2"),
+    "no devices": ("sweep --devices 0", "devices=0 is not allowed; it must be 1 or more"),
     "hosts that are none": ("train --hosts three", "--hosts three is not allowed; it must be auto or ADDRESS:PORT"),
     "hosts without a number": ("train --hosts host:1,2,x", "--hosts host:1,2,x is not allowed; it must be auto or"),
     "a host too many": ("train --hosts 127.0.0.1:1,2,2", "ADDRESS:PORT,COUNT,INDEX, INDEX below COUNT"),

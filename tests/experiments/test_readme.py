@@ -62,7 +62,7 @@ def test_the_example_of_a_task_of_ones_own_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "example"}
     exec(compile(example("class Line").replace("[100]", "[30]"), "README.md", "exec", dont_inherit=True), names)
-    assert list(names["lines"]["numbers.noise"]) == pytest.approx([0, 0.1, 0.2])
+    assert list(names["lines"]["numbers.noise"]) == pytest.approx([0, 1, 2])
     plans = store.read_json(tmp_path / "results/raw/lines/sweep.json")["plans"]
     assert len(plans) == 1  # one population
 
