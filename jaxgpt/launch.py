@@ -140,6 +140,7 @@ def sweep(
             shown.say("it is done already" if len(runs) == 1 else f"{sum(done)} of them are done already")
         lanes = _within_memory(lanes, pending)
         plans = _plans(runs, pending, lanes, shown, stop)
+        waited: set[str] = set()
         while pending and not parallel.any_host(stop()):
             crew = _Crew(lanes, stop, shown, trackers)
             crew.train([block for p in split(pending) for block in blocks(p, plans[p.name])])
@@ -148,7 +149,10 @@ def sweep(
             if len(left) == len(pending) and not parallel.any_host(stop()):
                 if who := lease.holder(folder, left[0].id):
                     # Without the age of its heartbeat, so that waiting is one line and not one a second.
-                    shown.say(f"waits for {who.rpartition(', ')[0]} to finish {left[0].id}")
+                    line = f"waits for {who.rpartition(', ')[0]} to finish {left[0].id}"
+                    if line not in waited:
+                        shown.say(line)
+                    waited.add(line)
                 time.sleep(WAIT_SECONDS)
             pending = left
         asked = parallel.any_host(bool(stop.signum))  # perhaps another host only

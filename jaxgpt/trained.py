@@ -67,11 +67,7 @@ def find(run: str, root: Path | str = RAW, say: Callable[[str], None] = store.lo
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
     count = f"{len(known)} runs; `jaxgpt runs` shows them" if known else "none"
     hint = f"near it: {', '.join(near)}" if near else f"there are {count}"
-    raise BadInput(
-        "; ".join(
-            [f"run={run} is not there below {root} (--results FOLDER, or FOLDER/ID, looks elsewhere)", hint, *broken]
-        )
-    )
+    raise BadInput("; ".join([f"run={run} is not there below {root}", hint, *broken]))
 
 
 def _ids(root: Path) -> tuple[dict[Path, list[str]], list[str]]:

@@ -515,6 +515,7 @@ def test_rows_without_a_loss_or_its_error_can_be_shown(tmp_path, capsys):
 
 def test_with_a_terminal_there_is_a_bar_with_speed_and_time_left(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("jaxgpt.progress.FIRST_ESTIMATE_SECONDS", 0)
     monkeypatch.setattr("jaxgpt.train.SECONDS_PER_DISPATCH", 1e-9)
     config = regression(**{"train.steps": 30})
     with Progress(plan([config], tmp_path, linear_regression)) as shown:

@@ -327,7 +327,7 @@ def check(
     if launcher == "local" and workers is None:
         return
     asked = resources or Resources()
-    if launcher == "local" and workers is not None and layout.size > 1:
+    if launcher == "local" and (workers or 0) > 1 and layout.size > 1:
         raise BadInput(f"layout {layout} is not for workers={workers}, which share the devices; leave workers out")
     if launcher != "local" and layout.size > (asked.gpus or asked.cpus):
         raise BadInput(
