@@ -31,6 +31,7 @@ __all__ = [
 # Raised when what a run computes from the same config changes: old runs then keep their ids and new ones get others.
 DATA_FORMAT_VERSION = 3
 LARGEST_INT32 = 2**31 - 1
+LARGEST_FLOAT32_INT = 2**24  # a task's numbers are float32
 
 
 @dataclass(frozen=True)
@@ -221,9 +222,20 @@ class DataConfig:
     )
     document_mask: bool = field(False, "tokens see only their own document; positions start anew in each")
     stream: bool = field(False, "read windows from disk through Grain: for a corpus that does not fit on the device")
+    training_tokens: int | None = field(
+        None,
+        "train on so many distinct tokens only, of documents in random order; validation stays; null: on all",
+        low=2,
+        high=LARGEST_FLOAT32_INT,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
+        if self.training_tokens is not None and self.stream:
+            raise BadInput(
+                f"data.training_tokens={self.training_tokens} is for a corpus in memory; "
+                "with data.stream=true leave it null"
+            )
 
 
 @dataclass(frozen=True)

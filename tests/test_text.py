@@ -15,6 +15,8 @@ from jaxgpt import corpus as read_corpus
 from jaxgpt.launch import sweep
 from jaxgpt.model import Transformer
 from jaxgpt.optimizer import hparams
+from jaxgpt.population import split
+from jaxgpt.run import Run
 from jaxgpt.step import data_key
 from jaxgpt.tasks import text
 from jaxgpt.tasks.text import HeldOut, TextData, TextTask
@@ -92,6 +94,50 @@ def test_the_reader_reads_a_corpus_once_and_its_source_holds_both_sides(tiny, mo
     found = a.data()
     assert bytes(np.asarray(found.train_n)) == bytes(load(*reads[0]).train)
     assert a.task == source(override(tiny, {"train.seed": 3})).task != b.task
+
+
+def test_a_run_on_a_part_of_the_text_sees_every_window_of_that_part_and_no_other(tiny):
+    source = text.reader()
+    whole, part, larger = (source(override(tiny, {"data.training_tokens": n})) for n in (None, 3 * T, 500))
+    assert whole.numbers == {}
+    assert part.numbers == {"training_tokens": 3 * T}
+    of_part, of_whole = part.data(), whole.data()
+    train_n = np.asarray(of_part.train_n)
+    np.testing.assert_array_equal(np.asarray(larger.data().train_n), train_n)  # so that sizes share a program
+    np.testing.assert_array_equal(np.asarray(of_part.validation_WxT1), np.asarray(of_whole.validation_WxT1))
+    # the same documents in another order
+    documents = [sorted(bytes(np.asarray(d.train_n)).split(text.corpus.SEPARATOR)) for d in (of_part, of_whole)]
+    assert documents[0] == documents[1]
+    numbers = {"training_tokens": jnp.float32(3 * T)}
+    keys = jax.random.split(jax.random.key(0), 40)
+    windows = {bytes(w.astype(np.uint8)) for key in keys for w in np.asarray(part.task.sample((of_part, numbers), key))}
+    assert windows == {bytes(train_n[i : i + T + 1]) for i in range(2 * T)}
+    loss_W = part.task.evaluate(part.task.init(0), (of_part, numbers)).loss_W
+    np.testing.assert_array_equal(loss_W, whole.task.evaluate(whole.task.init(0), of_whole).loss_W)
+
+
+def test_parts_of_a_text_of_every_size_are_one_population(tiny, tmp_path):
+    runs = [
+        Run(
+            override(tiny, {"data.training_tokens": n}),
+            text.reader()(override(tiny, {"data.training_tokens": n})),
+            tmp_path,
+        )
+        for n in (100, 200)
+    ]
+    assert len(split(runs)) == 1
+    assert len({run.id for run in runs}) == 2
+
+
+@pytest.mark.parametrize("tokens", [T, 10**7])
+def test_a_part_that_the_text_does_not_have_is_refused_in_one_line(tiny, tokens):
+    with pytest.raises(BadInput, match=rf"data.training_tokens={tokens} is not allowed; it must be from {T + 1} "):
+        text.reader()(override(tiny, {"data.training_tokens": tokens}))
+
+
+def test_a_part_of_a_streamed_text_is_refused(tiny):
+    with pytest.raises(BadInput, match=r"data\.training_tokens=50 is for a corpus in memory; with data.stream=true"):
+        override(tiny, {"data.training_tokens": 50, "data.stream": True})
 
 
 # --- the loss ------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ MASK_SEED = 0  # of the tokens that are hidden in validation: the same ones each
 def reader() -> Callable[[RunConfig], Source]:
     """Tells what a run trains on: its `data`. Equal corpora are read, and tokenized, once per reader."""
     texts: dict[tuple, Corpus | Listing] = {}
-    choose, encode, files = cache(_choose), cache(_encode), cache(stream.tokens)
+    choose, encode, files, shuffle = cache(_choose), cache(_encode), cache(stream.tokens), cache(_shuffled)
     said = cache(logging.getLogger("jaxgpt").warning)  # once for each corpus, not once for each run
 
     def source(config: RunConfig) -> Source:
@@ -62,7 +62,11 @@ def reader() -> Callable[[RunConfig], Source]:
             return tokens
 
         if isinstance(text, Corpus):
-            return Source(task, partial(task.data, check(encode(text, chosen)), chosen), name, keep=keep)
+            tokens, numbers = check(encode(text, chosen)), {}
+            if d.training_tokens is not None:
+                _check_subset(d.training_tokens, len(tokens.train), c.context)
+                tokens, numbers = shuffle(text, chosen), {"training_tokens": float(d.training_tokens)}
+            return Source(task, partial(task.data, tokens, chosen), name, keep=keep, numbers=numbers)
         if chosen.json:  # only the token files, which are made once, say how many tokens there are
             check(files(text, chosen))
         else:
@@ -99,6 +103,22 @@ def _encode(text: Corpus, chosen: Tokenizer) -> Tokens:
     return Tokens(chosen.encode(text.train.tobytes()), chosen.encode(text.validation.tobytes()))
 
 
+def _shuffled(text: Corpus, chosen: Tokenizer) -> Tokens:
+    """The training documents in the order of their digests: the first tokens are a sample blind to names, and runs on
+    samples of any size share data and program.
+    """
+    shuffled = np.frombuffer(corpus.SEPARATOR.join(corpus.sampled(text)), np.uint8)
+    return _encode(replace(text, train=shuffled), chosen)
+
+
+def _check_subset(tokens: int, available: int, context: int) -> None:
+    if not context < tokens <= available:
+        raise BadInput(
+            f"data.training_tokens={tokens} is not allowed; it must be from {context + 1} (a window and its target, "
+            f"model.context={context}) to {available}, all training tokens of this corpus"
+        )
+
+
 def _task(config: RunConfig, chosen: Tokenizer) -> TextTask:
     """The task of a run. What does nothing there is left at its default, so that it does not split programs."""
     c, d, t = config.model, config.data, config.train
@@ -124,6 +144,9 @@ class TextData(NamedTuple):
     train_n: Array | None  # unsigned; None where batches are streamed
     validation_WxT1: Array  # unsigned, windows of T + 1 tokens that do not overlap
     bytes_W: Array  # float32, mean bytes of a window's tokens but the first
+
+
+Subset = tuple[TextData, Mapping[str, Array]]  # with how many of the first training tokens count, "training_tokens"
 
 
 class HeldOut(NamedTuple):
@@ -208,12 +231,14 @@ class TextTask:
         """Initial parameters."""
         return build.init_params(self.model, seed)
 
-    def sample(self, data: TextData, key: Array) -> Array:
-        """A batch of windows, [B, T + 1] int32, uniformly from all positions of the training text."""
-        assert data.train_n is not None, "a streamed corpus is not sampled"
+    def sample(self, data: TextData | Subset, key: Array) -> Array:
+        """A batch of windows, [B, T + 1] int32, uniformly from all positions of the training text, or of its subset."""
+        text, numbers = (data, {}) if isinstance(data, TextData) else data
+        assert text.train_n is not None, "a streamed corpus is not sampled"
         length = self.model.context + 1
-        start_B = jax.random.randint(key, (self.batch_size,), 0, data.train_n.shape[0] - length + 1)
-        return data.train_n[start_B[:, None] + jnp.arange(length)].astype(jnp.int32)
+        size = numbers["training_tokens"].astype(jnp.int32) if numbers else text.train_n.shape[0]
+        start_B = jax.random.randint(key, (self.batch_size,), 0, size - length + 1)
+        return text.train_n[start_B[:, None] + jnp.arange(length)].astype(jnp.int32)
 
     def loss(self, params: nnx.State, batch: Array, key: Array) -> Loss:
         """Summed cross-entropy in nats of windows [B, T + 1] and the auxiliary losses, each times its weight.
@@ -239,8 +264,9 @@ class TextTask:
             total += self.load_balance * metrics["load_balance"]
         return Loss(total, weight, metrics)
 
-    def evaluate(self, params: nnx.State, data: TextData) -> HeldOut:
+    def evaluate(self, params: nnx.State, data: TextData | Subset) -> HeldOut:
         """The loss of each validation window, without dropout and auxiliary losses."""
+        data = data if isinstance(data, TextData) else data[0]
         masked = self.mask_fraction is not None
         keys_W = jax.random.split(jax.random.key(MASK_SEED), len(data.validation_WxT1))
 
