@@ -1,5 +1,7 @@
 """Figures: one look, readable in grey, the same bytes for the same table. matplotlib is imported when one is drawn."""
 
+import html
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "jaxgpt",  # element ids would be random otherwise
 }
 MARKERS = "osD^vPX<>hp*"
+POINTS = "the points as JSON"  # holds the place in the SVG's description
 
 
 def size_styles(sizes) -> dict:
@@ -163,14 +166,26 @@ def _loss_axis(axes, low: float, high: float) -> None:
 
 
 def save(figure, path_stem) -> list[Path]:
-    """Write PNG and SVG beside each other, each under a temporary name first; returns their paths."""
+    """Write PNG and SVG beside each other, each under a temporary name first; returns their paths.
+
+    The SVG carries its points as numbers (analysis.hover), which `jaxgpt report` shows under the mouse.
+    """
+    from analysis.hover import described
+
     stem = Path(path_stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = []
-    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+    for suffix, metadata in (
+        (".png", {"Software": None}),
+        (".svg", {"Date": None, "Creator": None, "Description": POINTS}),
+    ):
         path = stem.with_name(stem.name + suffix)
         partial = path.with_name(path.name + ".partial")
         figure.savefig(partial, format=suffix[1:], dpi=200, metadata=metadata)
+        if suffix == ".svg":  # where points lie is known only now: drawing lays the axes out
+            points = json.dumps(described(figure), separators=(",", ":"), allow_nan=False)
+            drawn = partial.read_text(encoding="utf-8")
+            partial.write_text(drawn.replace(POINTS, html.escape(points, quote=False), 1), encoding="utf-8")
         partial.replace(path)
         paths.append(path)
     return paths

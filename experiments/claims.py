@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy
 
 Scope = Literal["same_regime", "toy_analogue"]
 
@@ -48,6 +51,18 @@ class Measured:
     high: float
     seeds: int
     remark: str = ""
+
+
+def mean_and_interval(values_S: Sequence[float] | numpy.ndarray, level: float = 0.9) -> tuple[float, float, float]:
+    """The mean of one number per seed and its interval by Student's t; infinitely wide for a single seed."""
+    import numpy as np
+    from scipy.special import stdtrit
+
+    n, mean = len(values_S), float(np.mean(values_S))
+    if n < 2:
+        return mean, -math.inf, math.inf
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * float(np.std(values_S, ddof=1)) / math.sqrt(n)
+    return mean, mean - half, mean + half
 
 
 def verdict(claim: Claim, measured: Measured) -> str:

@@ -103,6 +103,8 @@ def show(done: Reproduction, console: Console) -> None:
     console.print(
         f"Wrote claims.json, summary.csv, run.json and the figure (PNG, SVG) to {done.folder}", soft_wrap=True
     )
+    if any(claim["scale"] != "smoke" for claim in done.claims):
+        console.print("`jaxgpt report` puts it on the page of all results")
     # Plain print: rich would break a long path.
     sys.stdout.write(f"{done.outcome.figures[0]}\n")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.claims import Claim, Measured
+from experiments.claims import Claim, Measured, mean_and_interval
 from experiments.registry import Job, Outcome, Paper, Unfinished
 from jaxgpt.config import RunConfig, override, run_id
 
@@ -253,18 +253,6 @@ def best_rates(runs: pandas.DataFrame) -> Any:
         best, held = best_rate(np.log2(group["optimizer.learning_rate"].to_numpy(float)), losses)
         rows.append([*key, best, held, np.nanmin(losses) if np.isfinite(losses).any() else math.nan])
     return pandas.DataFrame(rows, columns=["kind", "width", "seed", "best", "held", "loss"])
-
-
-def mean_and_interval(values: numpy.ndarray) -> tuple[float, float, float]:
-    """The mean of one number per seed and its interval by Student's t; infinitely wide for a single seed."""
-    import numpy as np
-    from scipy.special import stdtrit
-
-    n, mean = len(values), float(np.mean(values))
-    if n < 2:
-        return mean, -math.inf, math.inf
-    half = float(stdtrit(n - 1, (1 + LEVEL) / 2)) * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return mean, mean - half, mean + half
 
 
 def measure(runs: pandas.DataFrame, checks: pandas.DataFrame) -> dict[str, Measured]:
