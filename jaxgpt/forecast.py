@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
-from jaxgpt import flops, memory, store
+from jaxgpt import memory, population, prefix, store
 from jaxgpt.config import BadInput, RunConfig
 from jaxgpt.run import Run
 
@@ -45,8 +45,11 @@ def estimate_seconds(runs: Sequence[Run], lanes: int) -> float:
     of each model's width, and COMPILE_SECONDS for each program.
     """
     todo = [run for run in runs if store.read_row(run.folder, run.id) is None]
-    work = {run.id: flops.flops_exact(run.config.model, run.config.tokens, attention="full") for run in runs}
     rows = {run.id: row for run in runs if (row := store.read_row(run.folder, run.id)) and row["wall_seconds"]}
+    # What another run trains too counts once, there.
+    shared = prefix.shared_steps(todo) | {i: row.get("shared_steps", 0) for i, row in rows.items()}
+    work = {run.id: population.work(run) * (1 - shared.get(run.id, 0) / run.config.train.steps) for run in runs}
+    rows = {i: row for i, row in rows.items() if work[i]}
     if rows:
         rate = sum(work[i] for i in rows) / sum(row["wall_seconds"] for row in rows.values())
         return sum(work[run.id] for run in todo) / rate / lanes

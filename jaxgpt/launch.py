@@ -16,13 +16,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxgpt import lease, parallel, store, track
+from jaxgpt import lease, parallel, prefix, store, track
 from jaxgpt.config import BadInput, RunConfig, override, to_dict
 from jaxgpt.forecast import check_memory, device_bytes
 from jaxgpt.memory import largest_block
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 Setup = Callable[[RunConfig], Source]
 WAIT_SECONDS = 1.0  # between looks at runs that other processes hold
+LOOK_SECONDS = 0.05  # between looks of an idle lane at what another one may bring
 
 
 class Interrupted(KeyboardInterrupt):
@@ -119,6 +120,8 @@ def sweep(
     """Trains what is not yet trained and returns the finished runs, one row each, in the order of `configs`.
 
     Runs that share a program are trained together, and populations spread over the devices; on a CPU each core is one.
+    What several of them begin with is trained once, as prefix.py says.
+
     setup: what a config trains on; default: text, as `tasks.text.reader` says. max_minutes: stop cleanly after about
     this long; the table then lacks the unfinished runs. trackers: "tensorboard", "wandb" or one of your own, which are
     sent the curves too, as track.py says. devices: use so many; default: all. layout: how each model is spread over
@@ -142,14 +145,14 @@ def sweep(
         plans = _plans(runs, pending, lanes, shown, stop)
         waited: set[str] = set()
         while pending and not parallel.any_host(stop()):
-            crew = _Crew(lanes, stop, shown, trackers)
-            crew.train([block for p in split(pending) for block in blocks(p, plans[p.name])])
+            crew = _Crew(lanes, plans, stop, shown, trackers)
+            crew.train(pending)
             left = [run for run in pending if run.id not in crew.done]
             # Runs that neither finished here nor were stopped are in other hands: look again later.
             if len(left) == len(pending) and not parallel.any_host(stop()):
-                if who := lease.holder(folder, left[0].id):
+                if held := next(((who, run.id) for run in left if (who := lease.holder(folder, run.id))), None):
                     # Without the age of its heartbeat, so that waiting is one line and not one a second.
-                    line = f"waits for {who.rpartition(', ')[0]} to finish {left[0].id}"
+                    line = f"waits for {held[0].rpartition(', ')[0]} to finish {held[1]}"
                     if line not in waited:
                         shown.say(line)
                     waited.add(line)
@@ -173,24 +176,27 @@ class _Crew:
     def __init__(
         self,
         lanes: Sequence[Lane],
+        plans: Mapping[str, Plan],
         stop: Callable[[], bool],
         shown: Progress,
         trackers: Sequence[str | track.Open],
     ):
-        self.lanes, self.asked, self.shown, self.trackers = lanes, stop, shown, trackers
+        self.lanes, self.plans, self.asked, self.shown, self.trackers = lanes, plans, stop, shown, trackers
         self.done: set[str] = set()
         self.errors: list[BaseException] = []
         self.queue: deque[Block] = deque()
+        self.branches: dict[str, tuple[Run, ...]] = {}  # by id of the run that trains their beginning
+        self.busy = 0  # lanes that train a block, after which there may be more of them
+        self.lock = threading.Lock()
 
     def stop(self) -> bool:
         """Whether to stop: asked to, or another lane broke."""
         return self.asked() or bool(self.errors)
 
-    def train(self, blocks: Sequence[Block]) -> None:
-        """Trains what is free of the blocks' runs. Raises what a lane raised, once the others have saved."""
-        # The largest first: what is left for the end is small, so that no lane waits long for another.
-        self.queue.extend(sorted(blocks, key=lambda block: -block.work))
-        lanes = self.lanes[: len(blocks)]
+    def train(self, runs: Sequence[Run]) -> None:
+        """Trains what is free of the runs. Raises what a lane raised, once the others have saved."""
+        self._line_up(runs)
+        lanes = self.lanes[: len(self.queue) + sum(map(len, self.branches.values()))]
         if len(lanes) == 1:
             self._lane(lanes[0])
         else:
@@ -205,6 +211,20 @@ class _Crew:
         if self.errors:
             raise self.errors[0]
 
+    def _line_up(self, runs: Sequence[Run]) -> None:
+        """Queues the runs in blocks; those that another of them trains the beginning of come after it."""
+        families = prefix.families(runs)
+        populations = split([family.trunk for family in families])
+        cuts = pieces(populations, len(self.lanes))
+        found = [b for p, cut in zip(populations, cuts, strict=True) for b in blocks(p, self.plans[p.name], cut)]
+        with self.lock:
+            self.branches |= {family.trunk.id: family.branches for family in families}
+            for branch in (branch for family in families for branch in family.branches):
+                self.shown.rides(branch, prefix.branch_point(branch.config))
+            # The largest first: what is left for the end is small, so that no lane waits long for another. What has
+            # waited goes before them: the lane that asks next is likely to have compiled its program.
+            self.queue.extendleft(sorted(found, key=lambda block: block.work))
+
     def _guarded(self, lane: Lane, x64: bool) -> None:
         try:
             with jax.enable_x64(x64):  # JAX's contexts belong to a thread
@@ -214,20 +234,37 @@ class _Crew:
 
     def _lane(self, lane: Lane) -> None:
         while not parallel.any_host(self.stop()):
+            with self.lock:
+                block = self.queue.popleft() if self.queue else None
+                if block is None and not self.busy:
+                    return
+                self.busy += block is not None
+            if block is None:
+                time.sleep(LOOK_SECONDS)
+                continue
             try:
-                block = self.queue.popleft()
-            except IndexError:
-                return
-            self._block(block, lane)
+                self._block(block, lane)
+            finally:
+                with self.lock:
+                    self.busy -= 1
 
     def _block(self, block: Block, lane: Lane) -> None:
-        """Trains those runs of a block that nobody has trained and nobody trains."""
+        """Trains those runs of a block that nobody has trained and nobody trains, and queues what waited for them."""
         with ExitStack() as stack:
             hooks = {run.id: found for run in block.runs if (found := self._take(run, stack))}
             free = Block(tuple(run for run in block.runs if run.id in hooks), block.plan)
+            riders: dict[str, list[Run]] = {run.id: [] for run in free.runs}
+            for trunk, its in riders.items():
+                for branch in self.branches[trunk]:
+                    if found := self._take(branch, stack):  # its steps are none of this process's work
+                        hooks[branch.id] = replace(found, report=lambda _: None)
+                        its.append(branch)
             if free.runs:
                 with suppress(Stopped):
-                    train_block(free, lambda run: hooks[run.id], stop=self.stop, lane=lane)
+                    train_block(free, lambda run: hooks[run.id], stop=self.stop, lane=lane, branches=riders)
+        ready = [b for run in block.runs if run.id in self.done for b in self.branches[run.id] if b.id not in self.done]
+        if ready:
+            self._line_up(ready)
 
     def _take(self, run: Run, stack: ExitStack) -> Hooks | None:
         """The run's lease, tracker and what is told of it; None if it is done or in other hands."""
@@ -305,7 +342,8 @@ def _plans(
         plans[population.name] = chosen = choose(population, cut, device, devices, have, shown.say, stop)
         if chosen.measured:  # it took time
             record(runs, {population.name: chosen})
-    record(runs, plans)
+    if not stop():  # while it was being measured: what was found is no plan, and an older one stands
+        record(runs, plans)
     return plans
 
 

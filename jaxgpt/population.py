@@ -111,15 +111,16 @@ def split(runs: Sequence[Run]) -> list[Population]:
     return [Population(tuple(group)) for group in groups.values()]
 
 
-def blocks(population: Population, plan: Plan) -> list[Block]:
-    """The population in blocks of at most plan.block runs, the longest first: those of a block end together.
+def blocks(population: Population, plan: Plan, cut: int = 1) -> list[Block]:
+    """The population in blocks of at most plan.block runs, the longest first: those of a block end together; in `cut`
+    blocks at least.
 
     A place that no run takes costs nothing under `map`, and a program less; under `vmap` it costs as much as a run.
     """
-    runs, size = sorted(population.runs, key=lambda run: -run.config.train.steps), plan.block
-    if plan.mode == "vmap":
-        size = math.ceil(len(runs) / math.ceil(len(runs) / size))
-    return [Block(tuple(runs[i : i + size]), replace(plan, block=size)) for i in range(0, len(runs), size)]
+    runs = sorted(population.runs, key=lambda run: -run.config.train.steps)
+    each = math.ceil(len(runs) / max(cut, math.ceil(len(runs) / plan.block)))
+    size = each if plan.mode == "vmap" else plan.block
+    return [Block(tuple(runs[i : i + each]), replace(plan, block=size)) for i in range(0, len(runs), each)]
 
 
 def pieces(populations: Sequence[Population], lanes: int) -> list[int]:

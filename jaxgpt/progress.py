@@ -74,7 +74,9 @@ class Progress:
             self.say(f"{name} {report.run_id}  {report.note}")
             return
         share = report.step / report.steps
-        self.first_share.setdefault(report.run_id, share if math.isnan(report.tokens_per_second) else 0.0)
+        if math.isnan(report.tokens_per_second):  # the first one that this process trains of it
+            self.first_share[report.run_id] = share
+        self.first_share.setdefault(report.run_id, 0.0)
         self.share[report.run_id] = share
         self.under_way[report.run_id] = report
         if len(self.under_way) == 1:
@@ -96,6 +98,11 @@ class Progress:
         if row is not None:
             self.share[run.id] = self.first_share[run.id] = 1.0
         return row is not None
+
+    def rides(self, run: Run, steps: int) -> None:
+        """Counts the first steps of a run as no work: another one trains them too (prefix.py)."""
+        with self.lock:
+            self.share[run.id] = self.first_share[run.id] = steps / run.config.train.steps
 
     def finished(self, run: Run, row: dict[str, Any], *, here: bool) -> None:
         """A run is done: by this process, or by another one meanwhile."""

@@ -158,6 +158,7 @@ class Member:
         self.points: list[dict[str, Any]] = []  # of the curve, not yet on disk
         self.seconds = self.busy = 0.0  # spent on it; of these in dispatches whose speed counts
         self.tokens_timed = 0  # trained in `busy` seconds
+        self.shared = 0  # steps that another run trained for it: see prefix.py
         self.row: dict[str, Any] | None = None  # once it is done
         self.gone = False  # in other hands
         self.saved_at = time.monotonic()
@@ -178,7 +179,7 @@ class Member:
             state = self._first()
         else:
             state, meta = found
-            self.seconds = float(meta["seconds"])
+            self.seconds, self.shared = float(meta["seconds"]), int(meta.get("shared_steps", 0))
             self.trained_by = meta.get("trained_by") or [{"code_version": "unknown"}]
             self._tell_what_changed(int(state.step), now)
         self.step, self.retry = int(state.step), int(state.retry)
@@ -190,6 +191,14 @@ class Member:
         parallel.by_writer(lambda: self.run.source.keep(folder), f"write in {folder}")
         parallel.by_writer(lambda: store.truncate_curve(folder, self.run.id, self.step), f"write in {folder}")
         return state
+
+    def board(self, step: int, trunk: Member, meta: Mapping[str, Any], shared: int) -> None:
+        """Stands at a step of another run, whose state is its own too (prefix.py). `meta`: of its last checkpoint."""
+        self.step, self.retry, self.bad_in_a_row, self.bad_steps = step, 0, 0, 0
+        self.n_params, self.is_model = trunk.n_params, trunk.is_model
+        self.seconds, self.shared, self.trained_by = float(meta["seconds"]), shared, list(meta["trained_by"])
+        self.run.source.keep(self.run.folder)
+        store.truncate_curve(self.run.folder, self.run.id, step)
 
     def _first(self) -> TrainState:
         """The state before the first step, on the host: one device may not hold it whole."""
@@ -321,7 +330,8 @@ class Member:
 
     def _write(self, step: int, state: TrainState) -> None:
         every = rollback_every(self.t)
-        meta = {"step": step, "run_id": self.run.id, "seconds": self.seconds, "trained_by": self.trained_by}
+        meta = {"step": step, "run_id": self.run.id, "seconds": self.seconds, "trained_by": self.trained_by,
+                "shared_steps": self.shared, "bad_steps": self.bad_steps}  # fmt: skip
         # What stops and `checkpoint_every` put between must not push out the ones that a roll-back needs.
         targets = [s for s in (*checkpoint.steps(self.run.checkpoints), step) if s <= step and s % every == 0][-2:]
         checkpoint.save(self.run.checkpoints, step, state, meta, spare=targets)
@@ -388,6 +398,7 @@ class Member:
             "best_loss": min((p["validation_loss"] for p in curve if p.get("validation_loss") is not None),
                              default=None),
             "steps_done": self.step,
+            "shared_steps": self.shared,  # of these, trained within another run, which bears their wall_seconds
             "bad_steps": self.bad_steps,
             "rollbacks": self.retry,
             "wall_seconds": round(self.seconds, 3),

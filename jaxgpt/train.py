@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxgpt import population
 from jaxgpt.config import BadInput
 from jaxgpt.parallel import Lane, agree, any_host, from_rows, gather, rows
 from jaxgpt.population import STREAM_CHUNK, Block, Feed, Mode, Plan
+from jaxgpt.prefix import Ride
 from jaxgpt.run import Hooks, Member, Report, Run, Stopped
 from jaxgpt.step import CHUNK, TrainState
 
@@ -51,12 +52,14 @@ def train_block(
     *,
     stop: Callable[[], bool] = lambda: False,
     lane: Lane = HERE,
+    branches: Mapping[str, Sequence[Run]] | None = None,
 ) -> list[Member]:
     """Trains the runs of a block together, each to its row or until it is in other hands (`Member.gone`).
 
-    As `train` for each. Raises Stopped once all are saved.
+    As `train` for each. `branches`: by id of a run, those that it trains the beginning of (prefix.py); when it is done
+    they have a checkpoint there, or train by themselves. Raises Stopped once all are saved.
     """
-    training = _Training(block, hooks, lane)
+    training = _Training(block, hooks, lane, branches or {})
     training.settle()
     while active := [m for m in training.members if m.active]:
         if any_host(stop()):
@@ -72,7 +75,7 @@ def train_block(
 class _Training:
     """A block under way: its states on the device, its members on the host."""
 
-    def __init__(self, block: Block, hooks: Callable[[Run], Hooks], lane: Lane):
+    def __init__(self, block: Block, hooks: Callable[[Run], Hooks], lane: Lane, branches: Mapping[str, Sequence[Run]]):
         first, size = block.runs[0], block.plan.block
         self.mode: Mode = block.plan.mode
         self.program, self.task, self.lane = first.program, first.source.task, lane
@@ -84,6 +87,10 @@ class _Training:
             self.data = lane.put(first.source.data())
         states = population.stack([m.resume() for m in self.members], size)
         self.states: TrainState = lane.put_states(states, first.config.model)
+        riders = [
+            [Member(run, hooks(run), lane.layout.size, how) for run in branches.get(m.run.id, ())] for m in self.members
+        ]
+        self.rides = [Ride(m, its) for m, its in zip(self.members, riders, strict=True)]
         numbers = [{name: np.float32(x) for name, x in run.source.numbers.items()} for run in block.runs]
         self.h_R = lane.put(population.stack([m.h for m in self.members], size))
         self.numbers_R = lane.put(population.stack(numbers, size))
@@ -96,8 +103,8 @@ class _Training:
         """Some steps of every run that has some to do."""
         n = min(agree(self.clock.steps(len(active))), CHUNK if self.feeds[0].stream is None else STREAM_CHUNK)
         n_R = np.zeros(self.size, np.int32)
-        for i, m in enumerate(self.members):
-            n_R[i] = min(m.until() - m.step, n) if m.active else 0
+        for i, (m, ride) in enumerate(zip(self.members, self.rides, strict=True)):
+            n_R[i] = min(m.until() - m.step, ride.until() - m.step, n) if m.active else 0
         batches_R = self._batches(n_R)
         with self.lane.active():
             self.states, metrics = population.advance(
@@ -110,8 +117,9 @@ class _Training:
         tokens_per_second = self.clock.measured(self.members, done_R, per_step)
         for i, m in enumerate(self.members):
             if m.active:
-                mine = {name: value[i] for name, value in values.items()}
-                m.absorb(mine, [int(x[i]) for x in counters], tokens_per_second)
+                mine, aboard = {name: value[i] for name, value in values.items()}, self.rides[i].aboard
+                m.absorb(mine, counters_i := [int(x[i]) for x in counters], tokens_per_second)
+                self.rides[i].absorb(aboard, mine, counters_i)
 
     def _batches(self, n_R: np.ndarray) -> Any:
         """The streamed batches of a dispatch, [R, STREAM_CHUNK, ...]; None for what is not streamed."""
@@ -130,7 +138,8 @@ class _Training:
         """Numbers on held-out data, into the last point of those that are due; with a running mean of the parameters
         its numbers too, called ..._ema.
         """
-        due = [i for i, m in enumerate(self.members) if m.due_for_validation()]
+        theirs = [[m for m in (ride.trunk, *ride.aboard) if m.due_for_validation()] for ride in self.rides]
+        due = [i for i, members in enumerate(theirs) if members]
         if not due:
             return
         due_R = np.isin(np.arange(self.size), due)
@@ -147,15 +156,18 @@ class _Training:
                         f"{type(self.task).__name__}.summarise gives {', '.join(numbers) or 'nothing'}; "
                         "validation_loss must be among its numbers"
                     )
-                self.members[i].points[-1] |= {f"{name}{suffix}": value for name, value in numbers.items()}
+                for m in theirs[i]:
+                    m.points[-1] |= {f"{name}{suffix}": value for name, value in numbers.items()}
 
     def keep(self) -> None:
         """Brings the states that are due to the host, and to the disk if it is time."""
-        due = [i for i, m in enumerate(self.members) if m.due_for_keeping()]
+        due = [i for i, m in enumerate(self.members) if m.due_for_keeping() or self.rides[i].due_for_keeping()]
         if due:
             host = gather(self.states)
             for i in due:
-                self.members[i].keep(_part(host, i))
+                self.rides[i].keep(_part(host, i))
+                if self.members[i].due_for_keeping():
+                    self.members[i].keep(_part(host, i))
 
     def settle(self) -> None:
         """Ends the runs that have done their steps, and sends back those that failed."""
@@ -171,6 +183,7 @@ class _Training:
         """Saves what is needed to go on from here."""
         host = gather(self.states)
         for i, m in enumerate(self.members):
+            self.rides[i].keep(_part(host, i))
             m.stop(_part(host, i))
 
     def _roll_back(self, i: int) -> None:
