@@ -351,6 +351,16 @@ def test_populations_are_halved_until_every_worker_has_one(configs, tmp_path):
     assert launching.divide([], 3) == []
 
 
+def test_runs_that_share_a_trunk_go_to_one_worker(tmp_path):
+    axes = {"train.seed": [0, 1], "train.steps": [20, 40, 80]}
+    base = override(RunConfig(), {"optimizer.schedule": "wsd", "optimizer.warmup_steps": 2, "model.d_model": 8,
+                                  "model.n_heads": 1, "model.n_layers": 1})  # fmt: skip
+    runs = plan(product(base, axes), tmp_path, check=False)
+    parts = launching.divide([runs], 4)
+    assert [{run.config.train.seed for run in part} for part in parts] == [{0}, {1}]
+    assert [part[0].config.train.steps for part in parts] == [80, 80]  # the trunk first
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

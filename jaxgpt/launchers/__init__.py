@@ -28,6 +28,7 @@ from jaxgpt import checkpoint, population, store, track
 from jaxgpt.config import BadInput, RunConfig
 from jaxgpt.launch import Interrupted, Setup, plan, record, stopping, sweep
 from jaxgpt.parallel import ONE_DEVICE, Layout
+from jaxgpt.prefix import families
 from jaxgpt.progress import PLAIN_SECONDS, Progress
 from jaxgpt.run import Run
 
@@ -246,15 +247,20 @@ def parts_of(runs: Sequence[Run], launcher: str, workers: int | None) -> list[Se
 
 
 def divide(groups: Sequence[Sequence[Run]], least: int) -> list[list[Run]]:
-    """The groups, the largest halved until there are at least so many, so that no worker is idle from the start."""
-    parts = [sorted(group, key=lambda run: -run.config.tokens) for group in groups]
+    """The groups, the largest halved until there are at least so many, so that no worker is idle from the start. Runs
+    that share a trunk stay together: apart, each would train the beginning for itself.
+    """
+    parts = [
+        sorted(((f.trunk, *f.branches) for f in families(group)), key=lambda family: -family[0].config.tokens)
+        for group in groups
+    ]
     while parts and len(parts) < least:
         largest = max(range(len(parts)), key=lambda i: len(parts[i]))
         part = parts[largest]
         if len(part) == 1:
             break
         parts[largest : largest + 1] = [part[::2], part[1::2]]  # long and short ones in both
-    return parts
+    return [[run for family in part for run in family] for part in parts]
 
 
 def job_of(
