@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
 BEGIN, END = "<!-- table: made by benchmarks/harness.py from results/, never typed -->", "<!-- end of table -->"
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "triton")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "torch", "triton")
 # glibc keeps what is freed instead of giving it back to the system: else each step's memory is faulted in anew.
 KEEP_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
@@ -282,7 +282,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, "", *below])
 
 
-ORDER = ("steps", "sweeps", "startup", "scale", "gpu", "mixture", "sampling")
+ORDER = ("steps", "sweeps", "startup", "scale", "gpu", "mixture", "sampling", "fits")
 
 
 def update(results: Path = RESULTS) -> None:

@@ -9,10 +9,19 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
 
-from analysis.fit import FitError, fit, huber, minimise, predict, to_json
-from analysis.laws import CHINCHILLA, exponents
+from analysis.fit import FitError, fit, predict, to_json
+from analysis.laws import (
+    BNSL_1,
+    CHINCHILLA,
+    CHINCHILLA_EQUAL,
+    DATA_CONSTRAINED,
+    KAPLAN_ND,
+    OVERTRAINING,
+    SATURATING,
+    exponents,
+)
+from analysis.solve import Problem, minimise
 
 TRUTH = {"E": 1.2, "A": 40.0, "B": 900.0, "alpha": 0.35, "beta": 0.5}
 DATA = Path(os.environ.get("JAXGPT_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -26,11 +35,18 @@ def planted(noise=0.0, seed=0, sizes=5, budgets=3, truth=TRUTH):
     return {"N": n, "D": d}, CHINCHILLA.predict(truth, {"N": n, "D": d}) * scatter
 
 
-def problem(table, loss):
-    """The fit's inner problem: design, centred log loss, centre."""
-    logs = np.log([table["N"], table["D"]])
+def problem(table, loss, law=CHINCHILLA):
+    """The fit's inner problem."""
+    logs = np.log([table[v] for v in law.variables])
     centre = np.append(logs.mean(axis=1), np.log(loss).mean())
-    return CHINCHILLA.design(logs - centre[:2, None]), np.log(loss) - centre[2], centre
+    return Problem(law, logs - centre[:-1, None], np.log(loss) - centre[-1], centre)
+
+
+def values(posed, theta, weights):
+    """Objective of each row, from the plain formula of the Huber loss."""
+    residual = posed.losses(theta) - posed.y_M
+    size, delta = np.abs(residual), posed.delta
+    return (weights * np.where(size <= delta, residual**2 / 2, delta * (size - delta / 2))).sum(axis=1)
 
 
 @pytest.mark.parametrize("delta", [1e-3, 0.03, np.inf])
@@ -44,63 +60,16 @@ def test_planted_parameters_come_back_without_noise(delta):
         assert estimate.interval == pytest.approx((estimate.value, estimate.value), rel=1e-6)
 
 
-@pytest.mark.parametrize("delta", [1e-2, np.inf])
-def test_gradient_and_hessian_agree_with_finite_differences(delta):
-    rng = np.random.default_rng(3)
-    design, y, _ = problem(*planted(noise=0.03))
-    counts = rng.integers(0, 3, (1, 15)).astype(float)
-    theta = np.array([[-0.7, -1.0, -1.4, 0.4, 0.45]])
-    _, gradient, hessian, _ = huber(theta, design, y, counts, delta)
-    for i, step in enumerate(1e-6 * np.eye(5)):
-        up, down = huber(theta + step, design, y, counts, delta), huber(theta - step, design, y, counts, delta)
-        assert gradient[0, i] == pytest.approx((up[0] - down[0])[0] / 2e-6, rel=1e-5, abs=1e-9)
-        np.testing.assert_allclose(hessian[0, i], (up[1] - down[1])[0] / 2e-6, rtol=1e-4, atol=1e-7)
-
-
-@pytest.mark.parametrize(("noise", "delta"), [(0.01, 1e-3), (0.03, 1e-3), (0.03, np.inf)])
-def test_optimum_is_no_worse_than_scipy_from_the_same_starts(noise, delta):
-    table, loss = planted(noise)
-    design, y, centre = problem(table, loss)
-    rng = np.random.default_rng(0)
-    starts = np.column_stack([rng.uniform(-2, 0, (6, 3)), rng.uniform(0.1, 1, (6, 2))])
-    count = np.ones((1, len(y)))
-
-    def objective(theta):
-        value, gradient, _, _ = huber(theta[None], design, y, count, delta)
-        return value[0] * 1e4, gradient[0] * 1e4  # scipy's stopping rules are absolute
-
-    box = [(-11.5, 4.6)] * 3 + [(1e-3, 3.0)] * 2
-    oracle = min(
-        (minimize(objective, s, jac=True, method="L-BFGS-B", bounds=box, options={"maxiter": 2000}) for s in starts),
-        key=lambda result: result.fun,
-    )
-    fitted = fit(CHINCHILLA, table, loss, delta=delta, starts=CHINCHILLA.natural(starts, centre), bootstraps=0)
-    assert fitted.starts == 6
-    assert fitted.objective <= oracle.fun / 1e4 * (1 + 1e-9)
-    assert fitted.objective == pytest.approx(oracle.fun / 1e4, rel=1e-3)
-    assert fitted.gradient_norm < 1e-9
-
-
-@pytest.mark.parametrize("noise", [0.003, 0.02, 0.1])
-def test_every_start_ends_where_the_gradient_vanishes(noise):
-    design, y, _ = problem(*planted(noise, seed=2))
-    rng = np.random.default_rng(0)
-    starts = np.column_stack([rng.uniform(-4, 0, (60, 3)), rng.uniform(0.02, 1.5, (60, 2))])
-    _, objective, gradient = minimise(CHINCHILLA, design, y, np.ones((60, 15)), starts, 1e-3)
-    assert gradient.max() < 1e-8
-    assert np.mean(objective <= objective.min() * (1 + 1e-6)) > 0.9
-
-
 def test_bootstrap_resamples_are_fitted_as_low_as_from_many_starts():
     table, loss = planted(0.02, seed=1)
-    design, y, centre = problem(table, loss)
-    fitted = fit(CHINCHILLA, table, loss, starts=50, bootstraps=30)
+    posed = problem(table, loss)
+    fitted = fit(CHINCHILLA, table, loss, delta=1e-3, starts=50, bootstraps=30)
     rng = np.random.default_rng(0)  # the fit's own default seed: the same resamples
     counts = rng.multinomial(15, np.full(15, 1 / 15), size=30).astype(float)
     assert fitted.redrawn == 0
-    mine = huber(CHINCHILLA.internal(fitted.sample, centre), design, y, counts, 1e-3)[0]
+    mine = values(posed, CHINCHILLA.internal(fitted.sample, posed.centre), counts)
     starts = np.column_stack([rng.uniform(-3, 0, (20, 3)), rng.uniform(0.1, 1, (20, 2))])
-    _, many, _ = minimise(CHINCHILLA, design, y, counts.repeat(20, axis=0), np.tile(starts, (30, 1)), 1e-3)
+    _, many, _ = minimise(posed, counts.repeat(20, axis=0), np.tile(starts, (30, 1)))
     assert np.mean(mine <= many.reshape(30, 20).min(axis=1) * (1 + 1e-6)) >= 0.9
 
 
@@ -179,17 +148,17 @@ def test_a_floor_that_the_table_cannot_show_is_said_to_be_unidentified():
     assert floor.remark == "cannot be told from zero"
 
 
-@pytest.mark.parametrize(("noise", "seed"), [(0.01, 0), (0.02, 2), (0.05, 0), (0.1, 3)])
-def test_a_and_b_are_identified_together_by_the_width_of_their_interval(noise, seed):
-    fitted = fit(CHINCHILLA, *planted(noise, seed, budgets=4), starts=4, bootstraps=80, seed=seed)
+@pytest.mark.parametrize("noise", [0.01, 0.02, 0.1])
+def test_a_and_b_are_identified_together_by_the_width_of_their_interval(noise):
+    fitted = fit(CHINCHILLA, *planted(noise, seed=2, budgets=4), starts=4, bootstraps=80)
     a, b = fitted.derived["a"], fitted.derived["b"]
     assert (a.identified, a.remark) == (b.identified, b.remark)
     assert b.interval == pytest.approx((1 - a.interval[1], 1 - a.interval[0]))
-    if noise < 0.1:
-        assert a.identified == (a.interval[1] - a.interval[0] <= 0.3) == (noise == 0.01)
-        assert a.identified or "wide (more than 0.3)" in a.remark
-    else:
-        assert a.remark == "rests on beta, which cannot be told from its upper bound 3"
+    at_bound = [n for n in ("alpha", "beta") if "bound" in fitted.parameters[n].remark]
+    assert a.identified == (a.interval[1] - a.interval[0] <= 0.3 and not at_bound)
+    if not a.identified:
+        assert "wide (more than 0.3)" in a.remark or a.remark.startswith(f"rests on {at_bound[0]}, which cannot be")
+    assert a.identified or noise > 0.01
 
 
 def test_a_coefficient_goes_with_its_exponent():
@@ -213,8 +182,11 @@ def test_json_names_what_a_machine_looks_for():
     report = to_json(fit(CHINCHILLA, *planted(0.01), delta=np.inf, starts=10, bootstraps=30))
     json.dumps(report, allow_nan=False)
     assert set(report["parameters"]) == {"E", "A", "B", "alpha", "beta"}
-    assert set(report["b"]) == {"value", "interval", "identified", "remark", "unit"}
+    assert set(report["b"]) == {"value", "interval", "identified", "remark", "unit", "standard_error"}
+    assert report["objective_name"] == "huber"
+    assert report["objective_is"].startswith("sum over points of Huber losses")
     assert report["delta"] is None
+    assert 1 < report["condition"] < 1e6
     assert report["points"] == 15
     assert report["bootstraps"] == 30
     assert 0 < report["misfit_p"] <= 1
@@ -282,6 +254,86 @@ def test_the_240_chinchilla_points_reach_an_optimum_below_the_published_one():
     assert fitted.share_at_optimum > 0.9
     assert all(estimate.identified for estimate in fitted.parameters.values())
     published = {"A": [482.01], "B": [2085.43], "E": [1.8172], "alpha": [0.3478], "beta": [0.3658]}
-    design, y, centre = problem(table, points["loss"].to_numpy())
-    at_published = huber(CHINCHILLA.internal(published, centre), design, y, np.ones((1, 240)), 1e-3)[0][0]
-    assert fitted.objective < at_published < 1.01 * fitted.objective  # Besiroglu et al. 2024, rounded as printed
+    posed = problem(table, points["loss"].to_numpy())
+    at_published = values(posed, CHINCHILLA.internal(published, posed.centre), np.ones((1, 240)))[0]
+    # Besiroglu et al. 2024; no rounding of what they print is the optimum, which has other digits
+    assert fitted.objective < at_published < 1.01 * fitted.objective
+    assert abs(fitted.best["alpha"] - 0.3478) > 1e-4
+    assert abs(fitted.best["beta"] - 0.3658) > 1e-4
+
+
+# --- objectives, weights, groups ------------------------------------------------------------------------------------
+
+
+def test_the_default_objective_is_squared_below_thirty_points_and_huber_from_there_on():
+    few = fit(CHINCHILLA, *planted(0.01, sizes=5, budgets=5), starts=4, bootstraps=0)
+    many = fit(CHINCHILLA, *planted(0.01, sizes=6, budgets=5), starts=4, bootstraps=0)
+    assert (few.objective_name, few.delta) == ("squared_log", np.inf)
+    assert (many.objective_name, many.delta) == ("huber", 1e-3)
+
+
+@pytest.mark.parametrize("objective", ["huber", "squared_log", "squared"])
+def test_a_weight_of_two_is_a_point_twice(objective):
+    table, loss = planted(0.02)
+    weights = np.where(np.arange(15) % 4 == 0, 2.0, 1.0)
+    twice = np.repeat(np.arange(15), weights.astype(int))
+    almost = np.exp(1e-9 * np.arange(len(twice)))  # exact copies are refused
+    one = fit(CHINCHILLA, table, loss, objective=objective, weights=weights, starts=20, bootstraps=0)
+    other_table = {k: v[twice] * almost for k, v in table.items()}
+    other = fit(CHINCHILLA, other_table, loss[twice], objective=objective, starts=20, bootstraps=0)
+    assert one.objective == pytest.approx(other.objective, rel=1e-5)
+    assert one.best["alpha"] == pytest.approx(other.best["alpha"], rel=1e-4)
+
+
+def test_starts_that_the_bounds_move_to_one_place_count_each():
+    table, loss = planted(0.01)
+    beyond = {name: np.array([value, 1e30 * value, 1e31 * value]) for name, value in TRUTH.items()}
+    fitted = fit(CHINCHILLA, table, loss, starts=beyond, bootstraps=0)
+    assert fitted.starts == 3
+    assert fitted.share_at_optimum in (0.0, 1 / 3, 1.0)
+
+
+def refused(match, law=CHINCHILLA, table=None, loss=None, **options):
+    plain = planted(0.01)
+    with pytest.raises(FitError, match=match) as refusal:
+        fit(law, plain[0] if table is None else table, plain[1] if loss is None else loss, **options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_options_that_make_no_sense_are_refused_in_one_line():
+    refused("objective='cubed' is not one of huber, squared_log, squared", objective="cubed")
+    refused("delta=0.01 belongs to the objective huber, not to squared", objective="squared", delta=0.01)
+    refused(r"column weights holds -1 \(row 2\)", weights=np.where(np.arange(15) == 2, -1, 1))
+    refused("weights has 3, loss has 15", weights=[1, 1, 1])
+    refused("groups has 3, loss has 15", groups=["a", "b", "c"])
+    refused("all 15 points are in one group", groups=["a"] * 15)
+
+
+def test_a_point_that_stands_twice_is_refused_and_a_second_seed_is_not():
+    table, loss = planted(0.01)
+    again = [*range(15), 4]
+    twice = {k: v[again] for k, v in table.items()}
+    refused("rows 4 and 15 are the same point", table=twice, loss=loss[again])
+    second = np.append(loss, loss[4] * 1.01)
+    assert fit(CHINCHILLA, twice, second, starts=4, bootstraps=0).points == 16
+
+
+@pytest.mark.parametrize(
+    ("law", "columns", "match"),
+    [
+        (BNSL_1, {"x": GRID}, "9 points are too few: the bnsl_1 law needs at least 30"),
+        (BNSL_1, {"x": np.tile([1.0, 2.0, 3.0, 4.0], 9)}, "these points cannot separate a, b, c0"),
+        (SATURATING, {"x": [1.0, 2.0] * 4}, "2 different x"),
+        (KAPLAN_ND, {"N": GRID, "D": 20 * GRID}, "vary D at fixed N"),
+        (CHINCHILLA_EQUAL, {"N": GRID, "D": 20 * GRID}, "vary D at fixed N"),
+        (OVERTRAINING, {"C": GRID, "M": np.full(9, 20.0)}, "1 different M"),
+        (
+            DATA_CONSTRAINED,
+            {"N": np.repeat(GRID, 5), "D": np.tile(1e5 * GRID[:5], 9), "U": np.full(45, 1e14)},
+            "cannot",
+        ),
+    ],
+)
+def test_a_design_that_no_loss_could_separate_is_refused_for_every_law(law, columns, match):
+    points = len(next(iter(columns.values())))
+    refused(match, law=law, table=columns, loss=np.linspace(3, 2, points))
