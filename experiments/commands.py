@@ -15,7 +15,22 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments.flags import Diff, Export, ExportHf, List, Reproduce, Runs, Sample, Show, Spread, Sweep, Train
+from experiments.flags import (
+    Diff,
+    Export,
+    ExportHf,
+    Fit,
+    List,
+    Plan,
+    Report,
+    Reproduce,
+    Runs,
+    Sample,
+    Show,
+    Spread,
+    Sweep,
+    Train,
+)  # fmt: skip
 from experiments.interrupt import PREEMPTED, ending_at_once
 from experiments.settings import configs, settings_of
 from experiments.tables import LEGEND, count, planned_row, profile_table, runs_table, unfinished
@@ -74,6 +89,14 @@ def reproduce(flags: Reproduce, console: Console) -> None:
     show(done, console)
 
 
+def report(flags: Report, console: Console) -> None:
+    """`jaxgpt report`."""
+    from experiments.reporting import report as write_page
+
+    target("--out", flags.out)
+    write_page(flags.results, flags.out or flags.results / "index.html", console)
+
+
 def train(flags: Train, console: Console) -> int:
     """`jaxgpt train`."""
     config = override(RunConfig(), settings_of(flags.config) | parse_settings(flags.settings))
@@ -121,6 +144,25 @@ def sweep(flags: Sweep, console: Console) -> int:
     rows, code = _launch(wanted, flags, asked) if elsewhere else _sweep(wanted, flags, text.reader())
     _tell(rows, flags, rows, console)
     return code
+
+
+def fit(flags: Fit, console: Console) -> None:
+    """`jaxgpt fit`."""
+    from experiments import fitting
+
+    target("--figure", flags.figure)
+    found = fitting.fit(flags)
+    _write(flags.json, found.numbers)
+    fitting.show_fit(found, console)
+
+
+def plan(flags: Plan, console: Console) -> None:
+    """`jaxgpt plan`."""
+    from experiments import fitting
+
+    found = fitting.plan(flags)
+    _write(flags.json, found.numbers)
+    fitting.show_plan(found, console)
 
 
 def runs(flags: Runs, console: Console) -> None:
@@ -408,8 +450,11 @@ def _write(path: Path | None, numbers: Any) -> None:
 COMMANDS: dict[type, tuple[str, Callable[[Any, Console], int | None]]] = {
     List: ("list", list_),
     Reproduce: ("reproduce", reproduce),
+    Report: ("report", report),
     Train: ("train", train),
     Sweep: ("sweep", sweep),
+    Fit: ("fit", fit),
+    Plan: ("plan", plan),
     Runs: ("runs", runs),
     Show: ("show", show),
     Diff: ("diff", diff),

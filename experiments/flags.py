@@ -100,6 +100,16 @@ class Reproduce:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write the results page: every reproduction in one HTML file that loads nothing."""
+
+    results: Path = Path("results")
+    """folder of the results"""
+    out: OptionalFile = None
+    """where to; index.html in the folder of the results unless given"""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train one run. Settings are field=value, for example model.d_model=64."""
 
@@ -169,6 +179,75 @@ class Sweep:
     """ray: a cluster that is running; none: one is started on this machine, for this sweep"""
     json: OptionalFile = None
     """write the rows (or, with --dry-run, the plan) here"""
+
+
+Column = Annotated[str | None, tyro.conf.arg(metavar="COL")]
+Count = Annotated[int, tyro.conf.arg(metavar="N")]
+Number = Annotated[float | None, tyro.conf.arg(metavar="X")]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fit a scaling law to a table: its parameters with intervals, and whether the data identify them.
+
+    Laws: kaplan_n, kaplan_d, kaplan_c, kaplan_nd, saturating, chinchilla, chinchilla_equal, overtraining,
+    data_constrained, bnsl_1, bnsl_2, bnsl_3.
+    """
+
+    law: Annotated[Positional[str], tyro.conf.arg(metavar="LAW")]
+    """the law's name, for example chinchilla"""
+    table: Annotated[Positional[Path], tyro.conf.arg(metavar="TABLE")]
+    """a .csv or .parquet file, or a sweep folder, whose finished runs are taken"""
+    n: Column = None
+    """column of parameters; params_total unless given"""
+    d: Column = None
+    """column of training tokens; tokens unless given, or C / (6 N) where only --c is"""
+    c: Column = None
+    """column of training FLOPs"""
+    u: Column = None
+    """column of distinct tokens, for data_constrained"""
+    x: Column = None
+    """column of the variable of saturating and bnsl_1 to 3"""
+    loss: Annotated[str, tyro.conf.arg(metavar="COL")] = "final_loss"
+    """column of the loss in nats per token"""
+    group: Column = None
+    """column of labels: runs of one label share a trunk, a budget or a seed, and are resampled together"""
+    sem: Column = None
+    """column of standard errors of the loss; points weigh as (loss / error)^2"""
+    keep: Annotated[str | None, tyro.conf.arg(metavar="CONDITION")] = None
+    """only rows like 'loss < 3.4 and `Training FLOP` > 1e19'"""
+    objective: Literal["huber", "squared_log", "squared"] | None = None
+    """huber: of log loss, the default from 30 points on; squared_log, the default below; squared: of the loss"""
+    delta: Number = None
+    """where the Huber loss turns linear, in log loss; 0.001 unless given"""
+    starts: Count = 1000
+    """starting points, each refined until it converges"""
+    bootstraps: Count = 4000
+    """resamples behind the intervals"""
+    level: float = 0.9
+    """of the intervals"""
+    seed: int = 0
+    """of the resamples"""
+    figure: OptionalFile = None
+    """write a figure of a chinchilla fit to this name, as .png and .svg"""
+    json: OptionalFile = None
+    """write the fit here, for machines and for `jaxgpt plan`"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """From a fit to the best run for one target, what missing it costs, and smaller models trained for longer."""
+
+    fit: Annotated[Path, tyro.conf.arg(metavar="FILE")]
+    """what `jaxgpt fit --json` wrote"""
+    flops: Number = None
+    """target: training FLOPs to spend, 6 N D"""
+    params: Number = None
+    """target: a model of so many parameters"""
+    loss: Number = None
+    """target: a loss in nats per token"""
+    json: OptionalFile = None
+    """write the same here, for machines"""
 
 
 @dataclass(frozen=True)
