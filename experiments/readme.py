@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.registry import papers
-from experiments.reproduction import number, outcome_folder
+from experiments.reproduction import outcome_folder
+from experiments.tables import count
 from jaxgpt import store
 
 BEGIN = "<!-- papers: made by `python -m experiments.readme` from results/, never typed -->\n"
@@ -13,18 +14,15 @@ END = "<!-- end of papers -->\n"
 
 
 def table(results: Path) -> str:
-    """The papers and, of each that has been run at laptop scale, its claims: Markdown."""
-    lines = ["| paper | claim | stated | measured | verdict |", "|---|---|---|---|---|"]
+    """The papers, and how the claims of each came out at laptop scale: Markdown, one line each."""
+    lines = ["| paper | what is put to the test | claims at laptop scale |", "|---|---|---|"]
     for paper in papers().values():
-        path = outcome_folder(results, paper.name, "laptop") / "claims.json"
-        if not path.exists():
-            lines.append(f"| `{paper.name}` | {paper.title} ({paper.source}) | | | not run yet |")
-            continue
-        for c in store.read_json(path):
-            interval = f"{number(c['measured'])} ({number(c['interval'][0])} to {number(c['interval'][1])})"
-            stated = f"{c['expected']:g} ± {c['margin']:g}"
-            statement = c["statement"].replace("|", "\\|")  # a bar would end the cell
-            lines.append(f"| `{paper.name}` | {statement} | {stated} | {interval} | {c['verdict']} |")
+        folder = outcome_folder(results, paper.name, "laptop")
+        said = "not run yet"
+        if (folder / "claims.json").exists():
+            verdicts = [claim["verdict"] for claim in store.read_json(folder / "claims.json")]
+            said = f"[{count(verdicts)}](results/{paper.name}/claims.json)"
+        lines.append(f"| `{paper.name}` | {paper.title} ({paper.source}) | {said} |")
     return "\n".join(lines) + "\n"
 
 

@@ -62,8 +62,11 @@ def _provenance(outcome: Outcome, raw: Path) -> dict[str, Any]:
     the distinct ones), and what made claims and figures of them now (`analysis_code_version`, `analysis_versions`).
     """
     columns = {name: list(column) for name, column in outcome.summary.items()}
-    rows = [store.read_row(raw, run_id, warn=lambda _: None) for run_id in columns.get("run_id", [])]
-    versions = [row["versions"] for row in rows if row and "versions" in row]
+    folders = [raw, *sorted(raw.parents[1].glob(f"*/{raw.name}"))]  # papers share sweeps
+    found = ((store.read_row(folder, run_id, warn=lambda _: None) for folder in folders)
+             for run_id in columns.get("run_id", []))  # fmt: skip
+    rows = [next((row for row in each if row), {}) for each in found]
+    versions = [row["versions"] for row in rows if "versions" in row]
     return {
         "code_versions": list(dict.fromkeys(columns.get("code_version", []))),
         "versions": {name: list(dict.fromkeys(v.get(name) for v in versions)) for name in (versions or [{}])[0]},

@@ -90,7 +90,8 @@ import jaxgpt
 look("import jaxgpt")
 from experiments.cli import main
 look("import experiments.cli")
-for words in (["--help"], ["sweep", "--help"], ["list"], ["train", "nonsense"], ["reproduce", "nonsense"]):
+for words in (["--help"], ["sweep", "--help"], ["list"], ["report"], ["train", "nonsense"], ["reproduce", "nonsense"],
+              ["fit", "nonsense", "nowhere.csv"]):
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         with contextlib.suppress(SystemExit):
             main(words)
@@ -107,7 +108,7 @@ def test_help_and_list_and_bad_input_import_nothing_heavy(tmp_path):
     )
     loaded = json.loads(done.stdout)
     assert "pandas" in loaded.pop("import pandas")  # else this test would see nothing
-    assert len(loaded) == 7
+    assert len(loaded) == 9
     assert {call: found for call, modules in loaded.items() if (found := HEAVY.intersection(modules))} == {}
     assert list(tmp_path.iterdir()) == []
 

@@ -19,7 +19,10 @@ from jaxgpt import RunConfig, launch, override, parallel, store
 from jaxgpt.config import fields, flatten
 from jaxgpt.progress import Progress
 
-COMMANDS = ("list", "reproduce", "train", "sweep", "runs", "show", "diff", "sample", "export", "export-hf")
+COMMANDS = (
+    *("list", "reproduce", "report", "train", "sweep", "runs", "show", "diff", "fit", "plan"),
+    *("sample", "export", "export-hf"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +102,9 @@ FLAGS = {
     "runs": ["FOLDER", "--json"],
     "show": ["RUN", "--results", "--json"],
     "diff": ["RUN_A", "RUN_B", "--results", "--json"],
+    "report": ["--results", "--out"],
+    "fit": ["LAW", "TABLE", "--n", "--d", "--c", "--loss", "--group", "--keep", "--delta", "--bootstraps", "--json"],
+    "plan": ["--fit", "--flops", "--params", "--loss", "--json"],
     "sample": ["RUN", "--prompt", "--max-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--results"],
     "export": ["FOLDER", "FILE", "--curves", ".csv", ".parquet"],
     "export-hf": ["RUN", "FOLDER", "--ema", "--results"],

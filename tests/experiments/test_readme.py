@@ -22,8 +22,9 @@ def test_the_table_of_papers_is_made_from_claims_json(tmp_path):
     assert "| `demo` |" in readme.table(tmp_path)
     assert "not run yet" in readme.table(tmp_path)
     (tmp_path / "demo").mkdir()
-    store.write_json(tmp_path / "demo" / "claims.json", [CLAIM | {"verdict": "reproduced"}])
-    assert "| `demo` | loss falls | 0.34 ± 0.1 | 0.36 (0.3 to 0.4) | reproduced |" in readme.table(tmp_path)
+    claims = [CLAIM | {"verdict": verdict} for verdict in ("reproduced", "inconclusive", "reproduced")]
+    store.write_json(tmp_path / "demo" / "claims.json", claims)
+    assert "| [2 reproduced, 1 inconclusive](results/demo/claims.json) |" in readme.table(tmp_path)
 
 
 def test_updating_the_readme_changes_the_table_and_nothing_else(tmp_path):
