@@ -63,7 +63,7 @@ SIZES = {
     "laptop": Size(
         widths=(16, 24, 32, 48),
         d_head=8,
-        seeds=5,
+        seeds=4,
         every=20,
         optimal=52,
         constant_steps=2400,
