@@ -16,7 +16,7 @@ from scipy.interpolate import Akima1DInterpolator
 from analysis.fit import Fit, FitError, fit, with_interval
 from analysis.laws import CHINCHILLA, exponents, frontier
 from analysis.planning import Span
-from analysis.projection import project
+from analysis.projection import BOUNDS, project
 
 GRID = 200  # compute values at which the envelope is read off
 TRIES = 20  # resamples drawn for each one wanted before the bootstrap is given up
@@ -364,10 +364,17 @@ def _projection(runs, exact_M, truth_3: np.ndarray, draw, law: Fit | None, why: 
         return _nothing("projection", asked.flops, why)
     n, d, loss = (np.asarray(runs[key], dtype=np.float64) for key in ("N", "D", "loss"))
     counts = np.stack([np.ones(len(n)), *(draw() for _ in range(asked.bootstraps))])
-    line_3xR = _line_of(project(n, d, loss, counts), asked.flops)
-    biases = _biases(_line_of(project(n, d, exact_M), asked.flops)[:, 0], truth_3)
+    found = project(n, d, loss, counts)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a term may be 0
+        line_3xR = _line_of(found, asked.flops)
+        biases = _biases(_line_of(project(n, d, exact_M), asked.flops)[:, 0], truth_3)
     a, b, ratio = (_span(line_R[0], line_R[1:], asked.level) for line_R in line_3xR)
-    return Approach("projection", a, b, ratio, asked.flops, *biases, _no_optima())
+    at_end_R = np.any([np.isclose(found[key], end) for key in ("alpha", "beta") for end in BOUNDS], axis=0)
+    at_end_R |= (found["A"] <= 0) | (found["B"] <= 0)
+    remark = "" if not at_end_R[0] and at_end_R.mean() <= (1 - asked.level) / 2 else (
+        f"not identified: a term is 0, or an exponent at an end of {BOUNDS}, in {at_end_R.mean():.0%} of the fits"
+    )  # fmt: skip
+    return Approach("projection", a, b, ratio, asked.flops, *biases, _no_optima(), remark=remark)
 
 
 def _line_of(parameters: Mapping, flops: float) -> np.ndarray:

@@ -93,13 +93,13 @@ def compare(
     below, above, loss_H = _rows(table, ~beyond_M), _rows(table, beyond_M), loss_M[beyond_M]
     options = {"weights": weights_M[~beyond_M], "starts": starts, "seed": seed, "level": level}
     resample = {"groups": None if groups_M is None else groups_M[~beyond_M], "bootstraps": bootstraps}
-    fits, aicc, refused = {}, {}, {}
+    fits, criterion, refused = {}, {}, {}
     for law in laws:
         try:
             check_columns(law, table, loss)
             f = fit(law, below, loss_M[~beyond_M], objective=objective, delta=delta, **options, **resample)
             squares = fit(law, below, loss_M[~beyond_M], objective="squared_log", bootstraps=0, **options)
-            fits[law.name], aicc[law.name] = f, _aicc(squares) if groups_M is None else math.nan
+            fits[law.name], criterion[law.name] = f, aicc(squares) if groups_M is None else math.nan
         except FitError as error:
             refused[law] = f"not fitted: {error}"
     error_by_law = {n: np.log(f.law.predict(f.best, above) / loss_H) ** 2 for n, f in fits.items()}
@@ -120,7 +120,7 @@ def compare(
             interval=interval(error_H, drawn_BxH),
             behind=float(np.average(behind_H, weights=weight_H)),
             behind_interval=interval(behind_H, behind_BxH),
-            aicc=aicc[fitted.law.name] - min(aicc.values()),
+            aicc=criterion[fitted.law.name] - min(criterion.values()),
             nested_in=tuple(big.name for big in larger if _imitates(big, fitted, table)),
             remark="",
         )
@@ -185,8 +185,11 @@ def _rows(table: Mapping, chosen_M: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.asarray(column).ravel()[chosen_M] for name, column in table.items()}
 
 
-def _aicc(fitted: Fit) -> float:
-    """Gaussian likelihood of log loss with unknown variance, which counts as a parameter."""
+def aicc(fitted: Fit) -> float:
+    """Akaike's criterion, corrected for few points (Hurvich & Tsai 1989), of a least-squares fit of log loss.
+
+    Gaussian likelihood with unknown variance, which counts as a parameter; infinite with too few points for it.
+    """
     points, k = fitted.points, len(fitted.law.names) + 1
     if points - k - 1 <= 0:
         return math.inf

@@ -308,8 +308,10 @@ def _fit_resamples(problem: Problem, weights_BxM: np.ndarray, theta_p: np.ndarra
 
 def _check_objective(objective: Objective | None, delta: float | None, level: float, points: int):
     """(objective, delta) as `fit` says."""
-    if (delta is not None and not delta > 0) or not 0 < level < 1:
-        raise FitError(f"delta={delta} must be positive and level={level} between 0 and 1")
+    if delta is not None and not delta > 0:
+        raise FitError(f"delta={delta:g} is not allowed; it must be positive")
+    if not 0 < level < 1:
+        raise FitError(f"level={level:g} is not allowed; it must be between 0 and 1")
     if objective is None:
         objective = "huber" if delta is not None or points >= ROBUST_FROM else "squared_log"
     if objective not in OBJECTIVES:
@@ -371,10 +373,13 @@ def _with_ends(law: Law, linear: intervals.Linear, theta_p, sample_Bxp, centre, 
         return np.stack([at[name] for name in law.names] + [of(at) for of in law.derived.values()], axis=1)
 
     value_Q = all_of(theta_p[None])[0]
-    reach = intervals.reach(linear, intervals.jacobian(all_of, theta_p), level)
+    with np.errstate(invalid="ignore"):  # a constant such as Nc = A^(1 / alpha) may be infinite
+        slope_Qxp = intervals.jacobian(all_of, theta_p)
+    known_Q = np.asarray(np.isfinite(slope_Qxp).all(axis=1))
+    reach = intervals.reach(linear, np.where(known_Q[:, None], slope_Qxp, 0.0), level)
     low_Q, high_Q = intervals.ends(value_Q, all_of(sample_Bxp), level, reach.factor)
     between = {n: (float(low), float(high)) for n, low, high in zip(names, low_Q, high_Q, strict=True)}
-    freedom = dict(zip(names, reach.freedom.tolist(), strict=True))
+    freedom = {n: float(f) for n, f, known in zip(names, reach.freedom, known_Q, strict=True) if known}
     return dict(zip(names, value_Q.tolist(), strict=True)), between, freedom
 
 
@@ -413,8 +418,9 @@ def judge(
         remark = "has no interval (no bootstraps)"
     elif not remark and high - low > widest:
         remark = f"has a {level:.0%} interval that is {high - low:.2g} wide (more than {widest:g})"
-    elif not remark and span is not None and kind != "slope" and high > span * low:
-        remark = f"has a {level:.0%} interval that spans a factor {high / low:.3g} (more than {span:g})"
+    elif not remark and span is not None and kind != "slope" and not (high <= span * low and math.isfinite(high)):
+        factor = high / low if low > 0 and math.isfinite(high) else math.inf
+        remark = f"has a {level:.0%} interval that spans a factor {factor:.3g} (more than {span:g})"
     with np.errstate(over="ignore"):  # a constant such as Nc = A^(1 / alpha) may be of any size
         error = float(np.std(sample_B, ddof=1)) if len(sample_B) > 1 and np.isfinite(sample_B).all() else math.nan
     return Estimate(value, (low, high), not remark, remark, error)

@@ -74,6 +74,8 @@ def reach(at: Linear, jacobian_Qxp: np.ndarray, level: float, noise: float = 1e-
     """
     from scipy.stats import norm, t
 
+    # neither result depends on the quantity's unit, and squares of a constant such as Nc would be beyond any number
+    jacobian_Qxp = jacobian_Qxp / np.maximum(np.abs(jacobian_Qxp).max(axis=1, keepdims=True), 1e-300)
     gram = np.linalg.pinv(at.slope.T @ at.slope, rcond=1e-12, hermitian=True)
     lever_QxM = jacobian_Qxp @ gram @ at.slope.T
     trace_Q, square_Q, truth_Q = _moments(at, gram, lever_QxM)
@@ -102,9 +104,9 @@ def ends(value_Q: np.ndarray, sample_BxQ: np.ndarray, level: float, factor_Q) ->
     number = len(sample_BxQ)
     if not number:
         return np.full(sample_BxQ.shape[1:], np.nan), np.full(sample_BxQ.shape[1:], np.nan)
-    slack_Q = 1e-9 * np.abs(value_Q)
+    slack_Q = np.where(np.isfinite(value_Q), 1e-9 * np.abs(value_Q), 0.0)  # a constant such as Nc may be infinite
     below_Q = (sample_BxQ < value_Q - slack_Q).sum(axis=0)
-    equal_Q = (np.abs(sample_BxQ - value_Q) <= slack_Q).sum(axis=0)
+    equal_Q = ((sample_BxQ >= value_Q - slack_Q) & (sample_BxQ <= value_Q + slack_Q)).sum(axis=0)
     centre_Q = ndtri((below_Q + equal_Q / 2 + 0.5) / (number + 1))
     sorted_BxQ = np.sort(sample_BxQ, axis=0)
 
@@ -113,7 +115,8 @@ def ends(value_Q: np.ndarray, sample_BxQ: np.ndarray, level: float, factor_Q) ->
         left_Q = np.minimum(place_Q.astype(int), max(number - 2, 0))
         at = np.arange(len(left_Q))
         lower, upper = sorted_BxQ[left_Q, at], sorted_BxQ[np.minimum(left_Q + 1, number - 1), at]
-        return lower + (place_Q - left_Q) * (upper - lower)
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isfinite(upper), lower + (place_Q - left_Q) * (upper - lower), upper)
 
     out_Q = ndtri((1 + level) / 2) * np.broadcast_to(factor_Q, centre_Q.shape)
     low_Q, high_Q = percentile(centre_Q - out_Q), percentile(centre_Q + out_Q)

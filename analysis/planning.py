@@ -16,6 +16,7 @@ from analysis.laws import Law
 GOLDEN = (np.sqrt(5) - 1) / 2
 REACH = 60.0  # how far from N = D the best split is sought, in units of log N
 MOST_LOG_FLOPS = 230.0  # 1e100 FLOPs: what needs more than that is out of reach
+LEAST_FLOPS = 2.0
 OFF = (0.5, 2.0)
 SMALLER = (1.5, 2.0, 4.0)
 FAR = 3.0  # a plan further than so many times outside the fitted range is said to be an extrapolation
@@ -170,6 +171,9 @@ def plan(
     safe_R = np.where(reached_R, c_R, c_R[0])
     n_R, d_R = best_split(of, safe_R)
     loss_R = of(n_R, d_R)
+    apart = abs(float(np.log(n_R[0] / d_R[0]))) / 2
+    if not (LEAST_FLOPS < c_R[0] < np.exp(MOST_LOG_FLOPS) and apart < REACH - 1 and np.isfinite(loss_R[0])):
+        raise FitError(f"{name}={target:g} is out of reach: the law has no best run for it from 2 to 1e100 FLOPs")
 
     def span(values_R: np.ndarray) -> Span:
         return _span(np.where(reached_R, values_R, np.inf), level, reach)

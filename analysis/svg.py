@@ -86,7 +86,8 @@ def _written(element: ElementTree.Element, prefix: str, used: set[str]) -> str:
     for name, value in element.items():
         if name == "id" and value not in used:
             continue
-        value = _kept(_local(name), value, prefix)
+        # An HTML page reads names in any case: ONCLICK runs as onclick does.
+        value = _kept(_local(name).lower(), value, prefix)
         if value is not None:
             attributes += f' {_local(name)}="{escape(value)}"'
     text = escape(element.text) if element.text and tag in ("text", "tspan") else ""
@@ -104,7 +105,7 @@ def _kept(name: str, value: str, prefix: str) -> str | None:
         if value.startswith("#"):
             return f"#{prefix}{value[1:]}"
         return value if value.startswith("data:image/png;") else None
-    if name.startswith("on") or re.search(r"url\((?!#)", value):
+    if name.startswith("on") or re.search(r"url\((?!#)|\\", value, re.IGNORECASE):
         return None
     value = value.replace("url(#", f"url(#{prefix}")
     if name in ("d", "x", "y", "width", "height"):  # not transforms, whose scales are small numbers

@@ -8,6 +8,7 @@ from analysis.laws import Law
 from analysis.solve import Problem, spread_starts
 
 LEAST_SPREAD = 0.05  # of the log of one variable given another; less and the two count as one variable
+ROUNDING = 1e-14  # of the same: what a singular table has of it by rounding alone
 FLAT = 1e-10  # of the largest curvature; where the losses curve less, they do not depend on that direction
 
 
@@ -61,6 +62,10 @@ def check_weights(weights, groups, points: int) -> tuple[np.ndarray, np.ndarray 
     for name, column in (("weights", weights_M), ("groups", groups_M)):
         if column is not None and len(column) != points:
             raise FitError(f"columns differ in length: {name} has {len(column)}, loss has {points}")
+    labels = [] if groups is None else np.asarray(groups, dtype=object).ravel().tolist()  # else NaN becomes a word
+    for row, label in enumerate(labels):
+        if label is None or label != label:
+            raise FitError(f"groups holds {label} (row {row}); every point needs a label")
     if groups_M is not None and len(np.unique(groups_M)) < 2:
         raise FitError(f"all {points} points are in one group; intervals over groups need at least 2")
     return weights_M, groups_M
@@ -116,5 +121,5 @@ def determined(slopes_Mxp: np.ndarray, counts_BxM: np.ndarray) -> np.ndarray:
     gram_Bxpxp = (counts_BxM @ outer_Mxpp).reshape(len(counts_BxM), unit_Mxp.shape[1], -1)
     eigenvalue_Bxp = np.linalg.eigvalsh(gram_Bxpxp)
     # a law of many parameters is nearly singular in any table: a resample then needs a part of what the table has
-    least = min(FLAT, 1e-3 * max(float(np.linalg.eigvalsh(unit_Mxp.T @ unit_Mxp)[0]), 1e-13))
+    least = min(FLAT, max(1e-3 * float(np.linalg.eigvalsh(unit_Mxp.T @ unit_Mxp)[0]), ROUNDING))
     return eigenvalue_Bxp[:, 0] > least * eigenvalue_Bxp[:, -1]

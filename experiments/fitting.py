@@ -80,6 +80,11 @@ def fit(flags: flags.Fit) -> Fitted:
     for name, value, least in (("--starts", flags.starts, 1), ("--bootstraps", flags.bootstraps, 0)):
         if value < least:
             raise BadInput(f"{name} {value} is not allowed; it must be at least {least}")
+    if 0 < flags.level < 1 and 0 < flags.bootstraps < (least := math.ceil(2 / (1 - flags.level) - 1e-6)):
+        raise BadInput(
+            f"--bootstraps {flags.bootstraps} is not allowed; a {flags.level:.0%} interval needs at least {least}, and "
+            "0 makes none"
+        )
     points = read(law, flags)
     if flags.figure is not None and (sizes := len(np.unique(points.sizes["N"]))) > MOST_SIZES:
         raise BadInput(f"--figure {flags.figure} would have to tell {sizes} sizes apart; it shows at most {MOST_SIZES}")
@@ -113,8 +118,6 @@ def law_called(name: str) -> Law:
 
 def read(law: Law, flags: flags.Fit) -> Points:
     """The table's columns as the law needs them. Raises BadInput and FitError."""
-    import numpy as np
-
     from analysis.conventions import convention_of
 
     table, notes = _table(flags.table)
@@ -132,14 +135,14 @@ def read(law: Law, flags: flags.Fit) -> Points:
         found.setdefault("C", 6 * found["N"] * found["D"])
         found["M"] = found["D"] / found["N"]
     sizes = {key: found[key] for key in "NDC" if key in found}
-    if "C" not in sizes and {"N", "D"} <= set(sizes):
+    if {"N", "D"} <= set(sizes):  # as plans and figures take C, whatever the table's own C counts
         sizes["C"] = 6 * sizes["N"] * sizes["D"]
     loss_M, weights_M = _floats(table, flags.loss, "--loss"), None
     if flags.sem is not None:
         weights_M = (loss_M / _floats(table, flags.sem, "--sem")) ** 2
         weights_M = weights_M / weights_M.mean()
         notes.append(f"points weigh as (loss / {flags.sem})^2, on average 1")
-    groups_M = None if flags.group is None else np.asarray(column(table, flags.group, "--group").astype(str))
+    groups_M = None if flags.group is None else _labels(table, flags.group)
     variables = {name: found[name] for name in law.variables}
     return Points(variables, loss_M, groups_M, weights_M, sizes, convention, tuple(notes))
 
@@ -208,8 +211,21 @@ def _floats(table: pandas.DataFrame, name: str, flag: str) -> numpy.ndarray:
     return numbers
 
 
+def _labels(table: pandas.DataFrame, name: str) -> numpy.ndarray:
+    """A column of labels, none of them missing."""
+    import numpy as np
+
+    values = column(table, name, "--group")
+    empty = np.flatnonzero(values.isna())
+    if len(empty):
+        raise BadInput(f"--group {name}: row {table.index[empty[0]]} is empty; every row needs a label")
+    return np.asarray(values.astype(str))
+
+
 def show_fit(found: Fitted, console: Console) -> None:
     """The law, how sure the fit is, its parameters, and what it makes of a few budgets."""
+    from analysis.table import FitError
+
     fitted, lines = found.fit, list(found.points.notes)
     console.print(f"{fitted.law.formula}   ({fitted.law.citation})", soft_wrap=True, highlight=False)
     lines.append(f"{fitted.points} points; {found.points.convention}")
@@ -232,7 +248,10 @@ def show_fit(found: Fitted, console: Console) -> None:
         table.add_row(name, number4(e.value), number4(e.standard_error), ends, unit, e.remark or "yes")
     console.print(table)
     if set(fitted.law.variables) in ({"N", "D"}, {"C", "M"}):
-        console.print(_budgets(found))
+        try:
+            console.print(_budgets(found))
+        except FitError as error:
+            console.print(str(error), soft_wrap=True, highlight=False)
     for path in found.figures:
         console.print(str(path), soft_wrap=True, highlight=False)
 
@@ -322,16 +341,48 @@ def _fit_file(path: Path) -> dict[str, Any]:
     lacking = [name for name in needed if not isinstance(source, dict) or name not in source]
     if lacking:
         raise BadInput(f"--fit {path} is not what `jaxgpt fit --json` writes: it lacks {', '.join(lacking)}")
+    law = law_called(str(source["law"]))
+    try:
+        best, draws = _laws_of(source)
+        sizes = {values_B.shape for values_B in draws.values()}
+        numbers = [float(source[name]) for name in ("level", "reach", "scatter")]
+        ranges = [float(low) <= float(high) for low, high in source["range"].values()]
+        known = [bool(one["identified"]) for one in source["parameters"].values()]
+        sound = set(best) == set(draws) == set(law.names) and len(sizes) == 1 and 0 < numbers[0] < 1 and numbers[1] > 0
+        sound = sound and all(ranges) and bool(known) and isinstance(source["convention"]["words"], str)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise BadInput(f"--fit {path} is not what `jaxgpt fit --json` writes: its entries do not fit each other")
     return source
 
 
-def _plan_of(source: Mapping[str, Any], **target: float | None) -> planning.Plan:
-    """The plan of a fit's numbers for machines."""
-    from analysis.planning import plan
+def _laws_of(source: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, numpy.ndarray]]:
+    """The parameters at the optimum, and of the resamples (B,); NaN where the JSON has null."""
+    import numpy as np
 
-    best = {name: one["value"] for name, one in source["parameters"].items()}
+    best = {name: float(np.asarray(one["value"], dtype=np.float64)) for name, one in source["parameters"].items()}
+    return best, {name: np.asarray(values, dtype=np.float64) for name, values in source["draws"].items()}
+
+
+def _plan_of(source: Mapping[str, Any], **target: float | None) -> planning.Plan:
+    """The plan of a fit's numbers for machines. Raises FitError."""
+    import numpy as np
+
+    from analysis.planning import plan
+    from analysis.table import FitError
+
+    law = law_called(source["law"])
+    best, draws = _laws_of(source)
+    beyond = []  # Nc = A^(1 / alpha) is, or comes out as 0, where alpha is next to 0
+    for p in law.parameters:
+        values_R = np.append(best[p.name], draws[p.name])
+        if not (np.isfinite(values_R) & ((values_R > 0) | (p.kind == "slope"))).all():
+            beyond.append(p.name)
+    if beyond:
+        raise FitError(f"there is no plan: {' and '.join(beyond)} of the {source['law']} law may be beyond any number")
     fitted = {name: (low, high) for name, (low, high) in source["range"].items()}
-    return plan(law_called(source["law"]), best, source["draws"], level=source["level"], reach=source["reach"],
+    return plan(law, best, draws, level=source["level"], reach=source["reach"],
                 fitted=fitted, **target)  # fmt: skip
 
 

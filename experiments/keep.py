@@ -37,10 +37,13 @@ def kept(table: pandas.DataFrame, condition: str) -> numpy.ndarray:
 
     try:
         tree = ast.parse(re.sub(r"`([^`]*)`", stand_in, condition).strip(), mode="eval").body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
         raise BadInput(f"--keep {condition!r} cannot be read; it may hold {ALLOWED}") from None
     names = {f"_quoted_{i}": name for i, name in enumerate(quoted)}
-    rows = _truth(tree, _Where(table, names, condition))
+    try:
+        rows = _truth(tree, _Where(table, names, condition))
+    except RecursionError:
+        raise BadInput(f"--keep {condition!r} is nested too deeply to be read") from None
     if not rows.any():
         raise BadInput(f"--keep {condition!r} leaves none of the {len(table)} rows")
     return np.asarray(rows, dtype=bool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -34,6 +35,10 @@ class Job:
     raw: Path
     figure: Path
     max_minutes: float | None = None
+
+    def minutes_left(self, began: float) -> float | None:
+        """Of max_minutes, for one of several sweeps of a call that began at this time.monotonic(); None: no limit."""
+        return None if self.max_minutes is None else max(0.0, self.max_minutes - (time.monotonic() - began) / 60)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ SPECTRA = (
 def _claims() -> Iterator[Claim]:
     for s in SPECTRA:
         yield Claim(s.name, f"eigenvalues k^-{s.b:g}, target's power k^-{s.a:g}: the error falls as P^-min(a-1, 2b)",
-                    f"{BORDELON}; Spigler et al. 2020", s.exponent, 0.1 * s.exponent, "1", "toy_analogue",
+                    f"{BORDELON}; Spigler et al. 2020", s.exponent, 0.1 * s.exponent, "1", "same_regime",
                     LEVEL, row=5)  # fmt: skip
     yield Claim("theory", "measured error over that of the self-consistent equation: mean over spectra and P",
                 BORDELON, 1.0, 0.05, "1", "same_regime", LEVEL, row=5)  # fmt: skip

@@ -12,6 +12,7 @@ noise: there the right answer is known.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +35,8 @@ LEVEL = 0.9
 
 CLAIMS = (
     Claim("best", "a broken law (one break) extrapolates best on most curves: share on which its held-out error is the "
-          "least, mean over tasks", f"{CABALLERO}, abstract; most, more than half: ours", 0.75, 0.25, "1",
-          "toy_analogue", LEVEL, row=8),
+          "least, mean over tasks (two of four with a break)", f"{CABALLERO}, abstract; most, more than half: ours",
+          0.75, 0.25, "1", "toy_analogue", LEVEL, row=8),
     Claim("against_power", "and its held-out error is below that of a power law: ratio, geometric mean over tasks",
           f"{CABALLERO}, abstract", 0.5, 0.5, "1", "toy_analogue", LEVEL, row=8),
     Claim("against_floor", "and below that of a power law with a floor: ratio, geometric mean over tasks",
@@ -222,9 +223,13 @@ def compare(every: list[Tried]) -> Any:
 
 
 def measure(errors: Any) -> dict[str, Measured]:
-    """The claims: a number for each task, the mean over its curves; mean and Student's interval over tasks."""
+    """The claims: a number for each task, the mean over its curves; mean and Student's interval over tasks.
+
+    The widths of language models share their text and are one task.
+    """
     import numpy as np
 
+    errors = errors.assign(task=errors["task"].str.replace(r"^text.*", "text", regex=True))
     others = [name for name in LAWS if name != BROKEN]
     best = (errors[BROKEN] <= errors[others].min(axis=1)).astype(float)
     seeds = int(errors.groupby("task").size().min())
@@ -264,9 +269,9 @@ def run(job: Job) -> Outcome:
     """Trains, fits the beginnings, compares on the rest, draws."""
     import pandas
 
-    size, shared = SIZES[job.scale], curves.SIZES[job.scale]
+    began, size, shared = time.monotonic(), SIZES[job.scale], curves.SIZES[job.scale]
     texts, seen = curves.train(job, [c for c in curves.constants(shared) if c.train.seed < size.seeds])
-    regressions, seen_too = _regressions(job, size, shared)
+    regressions, seen_too = _regressions(job, size, shared, began)
     found = _text_curves(texts, seen) + _regression_curves(regressions, seen_too)
     every, known = ([extrapolate(c, size.starts) for c in some] for some in (found, controls(size.seeds)))
     errors = compare(every)
@@ -283,7 +288,7 @@ def run(job: Job) -> Outcome:
     )  # fmt: skip
 
 
-def _regressions(job: Job, size: Size, shared: curves.Size) -> tuple[Any, Any]:
+def _regressions(job: Job, size: Size, shared: curves.Size, began: float) -> tuple[Any, Any]:
     """(runs, curves) of the regressions, with their task's name."""
     import pandas
 
@@ -291,7 +296,7 @@ def _regressions(job: Job, size: Size, shared: curves.Size) -> tuple[Any, Any]:
 
     parts, wanted = [], [regression_config(size, shared, seed) for seed in range(size.seeds)]
     for task, spectrum in SPECTRA.items():
-        runs = sweep(wanted, job.raw, setup=partial(source, size, spectrum), max_minutes=job.max_minutes)
+        runs = sweep(wanted, job.raw, setup=partial(source, size, spectrum), max_minutes=job.minutes_left(began))
         if len(runs) < len(wanted):
             raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
         parts.append(runs.assign(task=task))

@@ -119,7 +119,10 @@ def exponent(sweep: Sweep, approach: str) -> Measured:
     least, most = spread(sweep.every, approach, conventions=False)
     low = row["a"] - math.hypot(row["a"] - row["a_low"], row["a"] - least)
     high = row["a"] + math.hypot(row["a_high"] - row["a"], most - row["a"])
-    return Measured(float(row["a"]), float(low), float(high), sweep.runs["train.seed"].nunique(), row["remark"])
+    mine = sweep.every[(sweep.every["approach"] == approach) & (sweep.every["counting"] == next(iter(CONVENTIONS)))]
+    lost = ", ".join(f"x {factor:g}" for factor in mine.loc[mine["a"].isna(), "factor"])
+    remark = row["remark"] or (f"it gives no a at the rates {lost}: the systematic error is not known" if lost else "")
+    return Measured(float(row["a"]), float(low), float(high), sweep.runs["train.seed"].nunique(), remark)
 
 
 def agreement(sweep: Sweep) -> Measured:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.registry import Job, Unfinished
 from jaxgpt import flops
-from jaxgpt.config import RunConfig, override
+from jaxgpt.config import BadInput, RunConfig, override
 
 if TYPE_CHECKING:
     import numpy
@@ -161,14 +161,25 @@ def folder(job: Job) -> Path:
 
 
 def train(job: Job, configs: Sequence[RunConfig]) -> Table:
-    """The finished runs, one row each, as `labelled` gives them. Raises Unfinished when the time was up."""
+    """The finished runs, one row each, as `labelled` gives them. Raises Unfinished when the time was up, BadInput where
+    a run diverged, unless at a rate that is of the scan only.
+    """
     from jaxgpt import sweep
 
     wanted = list(dict.fromkeys(configs))
     runs = sweep(wanted, folder(job), max_minutes=job.max_minutes)
     if len(runs) < len(wanted):
         raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    refuse_diverged(runs)
     return labelled(runs, SIZES[job.scale])
+
+
+def refuse_diverged(runs: Table) -> None:
+    """Exponents without the runs that diverged would look as certain as with them."""
+    factor = runs["optimizer.learning_rate"] / runs["model.d_model"].map(rate)
+    bad = runs.loc[(runs["status"] != "done") & (factor <= max(VARIED) * (1 + 1e-6)), "run_id"]
+    if len(bad):
+        raise BadInput(f"{len(bad)} of {len(runs)} runs diverged, without which none is fitted: {', '.join(bad)}")
 
 
 def labelled(runs: Table, size: Size) -> Table:

@@ -184,8 +184,7 @@ def train(job: Job, size: Size) -> tuple[Any, Any]:  # pandas' own types do not 
         def setup(config: RunConfig, phase: Phase = phase) -> Any:
             return features.source(config, phase.alpha, phase.beta, RATIO * config.model.d_model, draws)
 
-        left = None if job.max_minutes is None else max(0.0, job.max_minutes - (time.monotonic() - began) / 60)
-        runs = sweep(wanted, job.raw, setup=setup, max_minutes=left)
+        runs = sweep(wanted, job.raw, setup=setup, max_minutes=job.minutes_left(began))
         if len(runs) < len(wanted):
             raise Unfinished(
                 f"time is up: {len(runs)} of {len(wanted)} runs of phase {phase.name} are done; "

@@ -94,9 +94,8 @@ def train(job: Job, size: Size) -> Any:
         def setup(config: RunConfig, d: int = d) -> Any:
             return teacher.source(config, d, size.hidden, size.teacher_width, size.seeds)
 
-        left = None if job.max_minutes is None else max(0.0, job.max_minutes - (time.monotonic() - began) / 60)
         with jax.enable_x64(True):
-            runs = sweep(wanted, job.raw, setup=setup, max_minutes=left)
+            runs = sweep(wanted, job.raw, setup=setup, max_minutes=job.minutes_left(began))
         if len(runs) < len(wanted):
             raise Unfinished(
                 f"time is up: {len(runs)} of {len(wanted)} runs with d = {d} are done; the same command goes on"

@@ -107,6 +107,14 @@ def test_without_budgets_curves_or_a_separating_design_an_approach_says_why_it_h
     assert "vary D at fixed N" in approaches(runs, bootstraps=0, starts=10)["parametric"].remark
 
 
+def test_projection_says_where_a_term_or_an_exponent_is_at_its_end():
+    runs = isoflop(UNEVEN, noise=0.002)
+    assert approaches(runs, bootstraps=20, starts=10)["projection"].remark == ""
+    worse_with_data = runs.assign(loss=2 + 30 / runs["N"] ** 0.2 + 1e-3 * np.log(runs["D"]))
+    found = approaches(worse_with_data, bootstraps=20, starts=10)["projection"]
+    assert found.remark.startswith("not identified: a term is 0, or an exponent at an end of (0.01, 3.0), in ")
+
+
 def test_a_budget_whose_best_size_lies_outside_is_refused_and_the_others_are_used():
     runs = isoflop(EVEN)
     small = (runs["budget"] == 0) & (runs["N"] > runs.loc[runs["budget"] == 0, "N"].median() / 2)

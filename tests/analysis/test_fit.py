@@ -236,9 +236,12 @@ def test_a_table_that_cannot_be_fitted_is_refused_in_one_line(bad, message):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("option", [{"delta": 0.0}, {"level": 1.0}])
-def test_an_impossible_delta_or_level_is_refused(option):
-    with pytest.raises(FitError, match="must be positive"):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"delta": 0.0}, "delta=0 is not allowed; it must be positive"), ({"level": 1.0}, "level=1 is not allowed")],
+)
+def test_an_impossible_delta_or_level_is_refused(option, message):
+    with pytest.raises(FitError, match=message):
         fit(CHINCHILLA, *planted(), **option)
 
 
@@ -300,6 +303,12 @@ def refused(match, law=CHINCHILLA, table=None, loss=None, **options):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("label", [None, np.nan])
+def test_a_point_without_a_group_is_refused_and_joins_no_other(label):
+    groups = ["a", "b"] * (len(planted(0.01)[1]) // 2) + ["a"] * (len(planted(0.01)[1]) % 2)
+    refused(r"groups holds .* \(row 3\); every point needs a label", groups=[*groups[:3], label, *groups[4:]])
+
+
 def test_options_that_make_no_sense_are_refused_in_one_line():
     refused("objective='cubed' is not one of huber, squared_log, squared", objective="cubed")
     refused("delta=0.01 belongs to the objective huber, not to squared", objective="squared", delta=0.01)
@@ -316,6 +325,13 @@ def test_a_point_that_stands_twice_is_refused_and_a_second_seed_is_not():
     refused("rows 4 and 15 are the same point", table=twice, loss=loss[again])
     second = np.append(loss, loss[4] * 1.01)
     assert fit(CHINCHILLA, twice, second, starts=4, bootstraps=0).points == 16
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_sizes_are_refused_wherever_they_lie_and_not_by_luck_of_rounding(seed):
+    rng = np.random.default_rng(seed)
+    n, d = 10 ** rng.uniform(6, 9, 2)[np.arange(60) % 2], 10 ** rng.uniform(8, 11, 60)
+    refused("2 different N", law=CHINCHILLA, table={"N": n, "D": d}, loss=np.linspace(3, 2, 60))
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,8 @@ BAD = {
     "two": ({"flops": 1e20, "loss": 3.0}, "one target"),
     "negative": ({"flops": -1.0}, "flops=-1"),
     "NaN": ({"params": np.nan}, "params=nan"),
+    "beyond all compute": ({"flops": 1e300}, r"flops=1e\+300 is out of reach: the law has no best run for it"),
+    "worse than any run": ({"loss": 1e6}, r"loss=1e\+06 is out of reach: the law has no best run for it"),
     "below the floor": ({"loss": 1.8}, r"loss=1.8 is not above the fitted floor E = 1.817"),
 }
 

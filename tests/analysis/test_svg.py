@@ -60,6 +60,10 @@ def test_what_is_not_drawn_is_dropped(inside):
     ("attribute", "kept"),
     [
         ('onclick="alert(1)"', ""),
+        ('ONCLICK="alert(1)"', ""),
+        ('HREF="https://example.org/x.svg#a"', ""),
+        ('style="fill: URL(https://example.org/#x)"', ""),
+        ('style="fill: u\\72l(https://example.org/#x)"', ""),
         ('xlink:href="https://example.org/x.png"', ""),
         ('href="javascript:alert(1)"', ""),
         ('style="fill: url(https://example.org/#x)"', ""),

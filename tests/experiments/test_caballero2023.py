@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from experiments.claims import verdict
+from experiments.registry import Job, Unfinished
 from experiments.scaling import caballero2023 as paper
 from experiments.scaling import curves
 
@@ -114,6 +115,23 @@ def test_points_are_thinned_evenly_on_a_logarithmic_axis_to_the_last_one():
     assert (thin <= 800).sum() >= 30
 
 
+def test_all_sweeps_of_a_call_share_its_minutes(tmp_path, monkeypatch):
+    job = Job("smoke", tmp_path, tmp_path, max_minutes=3.0)
+    monkeypatch.setattr("experiments.registry.time.monotonic", lambda: 160.0)
+    assert [job.minutes_left(began) for began in (160.0, 40.0, -100.0)] == [3.0, 1.0, 0.0]
+    assert Job("smoke", tmp_path, tmp_path).minutes_left(0.0) is None
+    given = []
+
+    def stopped(*_runs, max_minutes, **_how):
+        given.append(max_minutes)
+        return []
+
+    monkeypatch.setattr("jaxgpt.sweep", stopped)
+    with pytest.raises(Unfinished):
+        paper._regressions(job, SIZE, curves.SIZES["smoke"], began=40.0)
+    assert given == [1.0]
+
+
 @pytest.mark.parametrize("scale", paper.SIZES)
 def test_every_curve_has_the_points_that_a_broken_law_needs(scale):
     size, shared = paper.SIZES[scale], curves.SIZES[scale]
@@ -124,3 +142,9 @@ def test_every_curve_has_the_points_that_a_broken_law_needs(scale):
     thin = paper.thinned(np.arange(size.every, made.train.steps + 1, size.every))
     assert (thin <= made.train.steps / 3).sum() >= 30
     assert size.seeds <= shared.seeds
+
+
+def test_the_widths_of_one_text_are_one_task():
+    texts = [row | {"task": f"text, width {row['task']}"} for row in table(lambda *_: 0.2, tasks=4)]
+    found, _ = said_of(table(lambda *_: 0.05, tasks=2) + texts)
+    assert found["best"].value == pytest.approx(2 / 3)

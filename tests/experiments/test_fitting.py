@@ -18,7 +18,7 @@ from jaxgpt.config import BadInput
 POINTS = Path(os.environ.get("JAXGPT_DATA", "/work/shared/data")) / "svg_extracted_data.csv"
 TRUTH = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.35, "beta": 0.3}
 COLUMNS = {"N": "params_total", "D": "tokens", "C": "flops_6nd", "loss": "final_loss"}
-QUICK = ("--starts", 10, "--bootstraps", 10)
+QUICK = ("--starts", 10, "--bootstraps", 20)
 
 
 def planted(noise=0.004, seeds=2):
@@ -127,6 +127,17 @@ def test_keep_leaves_the_rows_that_fulfil_it(command, here):
     assert f"--keep left {len(left)} of 50 rows" in said.out
 
 
+def test_the_range_that_a_plan_is_held_against_is_of_6nd_also_where_c_is_counted_exactly(command, here):
+    table = planted(seeds=1)
+    table.assign(flops_exact=3 * table["flops_6nd"]).to_csv(here / "exact.csv", index=False)
+    words = ("--d", "tokens", "--c", "flops_exact", *QUICK, "--json", "exact.json")
+    said = command("fit", "chinchilla", "exact.csv", *words)
+    assert (said.code, said.err) == (0, "")
+    found = read(here / "exact.json")
+    assert found["convention"]["c"] == "exact"
+    assert found["range"]["C"] == pytest.approx([table["flops_6nd"].min(), table["flops_6nd"].max()])
+
+
 def test_groups_weights_and_the_objective_reach_the_fit(command, here):
     said = command("fit", "chinchilla", "runs.csv", *QUICK, "--group", "params_total", "--sem", "sem", "--objective",
                    "squared_log", "--level", 0.8, "--json", "g")  # fmt: skip
@@ -155,7 +166,7 @@ def test_a_sweep_folder_is_a_table_of_its_finished_runs(command, here, smoke):
 
 
 def test_a_figure_is_drawn_where_it_is_asked_for(command, here):
-    said = command("fit", "chinchilla", "runs.csv", "--starts", 5, "--bootstraps", 5, "--figure", "law.png")
+    said = command("fit", "chinchilla", "runs.csv", "--starts", 5, "--bootstraps", 20, "--figure", "law.png")
     assert said.code == 0, said.err
     assert (here / "law.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert xml.etree.ElementTree.parse(here / "law.svg").getroot().tag.endswith("svg")
@@ -202,6 +213,8 @@ BAD = {
     "x is missing": (("bnsl_1", "runs.csv"), "--x COL is missing"),
     "figure": (("kaplan_n", "runs.csv", "--figure", "a.png"), "--figure is for the chinchilla law"),
     "no starts": (("chinchilla", "runs.csv", "--starts", 0), "--starts 0 is not allowed"),
+    "few resamples": (("chinchilla", "runs.csv", "--bootstraps", 19), "a 90% interval needs at least 20, and 0 makes"),
+    "level": (("chinchilla", "runs.csv", "--level", 1.0), "level=1 is not allowed; it must be between 0 and 1"),
 }
 
 
@@ -224,11 +237,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(command, here, words, mess
         ({"params_total": (2, "big")}, "--n params_total: row 2 holds big"),
         ({"final_loss": (7, 0.0)}, "--loss final_loss: row 7 holds 0"),
         ({"final_loss": (7, None)}, "--loss final_loss: row 7 holds nan"),
+        ({"train.seed": (9, None)}, "--group train.seed: row 9 is empty"),
     ],
 )
 def test_a_value_that_cannot_be_fitted_is_named_with_its_row(command, change, message):
     write(**change)
-    said = command("fit", "chinchilla", "bad.csv")
+    said = command("fit", "chinchilla", "bad.csv", "--group", "train.seed")
     assert said.code == 2
     assert message in said.err
 
@@ -281,6 +295,11 @@ def test_anything_else_than_comparisons_is_refused(condition):
         kept(ROWS, condition)
 
 
+def test_a_condition_that_is_nested_too_deeply_is_refused():
+    with pytest.raises(BadInput, match=r"--keep 'not not .* cannot be read"):
+        kept(ROWS, 10_000 * "not " + "loss < 3")
+
+
 # --- plan ----------------------------------------------------------------------------------------------------------
 
 
@@ -331,8 +350,51 @@ def test_a_plan_that_cannot_be_made_is_refused_in_one_line(command, here, words,
     assert not (here / "plan.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("parameters",), []),
+        (("parameters", "A"), {}),
+        (("draws", "A"), ["many"]),
+        (("draws", "A"), [1.0]),
+        (("law",), "kaplan_nd"),
+        (("level",), 3),
+        (("range", "N"), None),
+        (("convention",), None),
+    ],
+)
+def test_a_fit_file_whose_parts_do_not_fit_is_refused_in_one_line(command, here, fitted, path, value):
+    part = fitted
+    for name in path[:-1]:
+        part = part[name]
+    part[path[-1]] = value
+    (here / "odd.json").write_text(json.dumps(fitted))
+    said = command("plan", "--fit", "odd.json", "--flops", 1e20, "--json", "plan.json")
+    assert (said.code, said.out) == (2, "")
+    assert len(said.err.splitlines()) == 1
+    assert "--fit odd.json is not what `jaxgpt fit --json` writes: its entries do not fit each other" in said.err
+    assert not (here / "plan.json").exists()
+
+
+def test_a_parameter_beyond_any_number_leaves_no_plan_and_is_not_identified(command, here):
+    table = planted(seeds=1)  # where exponents end at their bound 0.001: of a loss of 30 the constants are e^3000
+    table["final_loss"] = 30 * table["final_loss"] ** 1e-4
+    table.to_csv("flat.csv", index=False)
+    said = command("fit", "kaplan_nd", "flat.csv", *QUICK, "--json", "flat.json")
+    assert (said.code, said.err) == (0, "")
+    assert "there is no plan: " in said.out
+    assert "degrees of freedom" not in said.out
+    found = read(here / "flat.json")["parameters"]
+    beyond = [one for one in found.values() if one["value"] is None or one["interval"][1] is None]
+    assert beyond
+    assert not any(one["identified"] for one in beyond)
+    said = command("plan", "--fit", "flat.json", "--flops", 1e20)
+    assert (said.code, said.out) == (2, "")
+    assert re.fullmatch(r"jaxgpt: there is no plan: .* of the kaplan_nd law may be beyond any number\n", said.err)
+
+
 def test_a_law_that_is_not_of_n_and_d_has_no_plan(command):
-    assert command("fit", "kaplan_n", "runs.csv", "--starts", 10, "--bootstraps", 10, "--json", "k.json").code == 0
+    assert command("fit", "kaplan_n", "runs.csv", *QUICK, "--json", "k.json").code == 0
     said = command("plan", "--fit", "k.json", "--flops", 1e20)
     assert said.code == 2
     assert "a plan needs a law of N and D" in said.err

@@ -52,6 +52,15 @@ def test_where_wsd_ends_higher_by_more_than_seeds_scatter_it_is_not_seen():
     assert found["match"].value == pytest.approx(0.03 / scatter, rel=0.2)
 
 
+def test_differences_of_opposite_sign_at_short_and_long_lengths_are_no_match():
+    runs, curves = world()
+    long = runs["train.steps"] > sorted(set(runs["train.steps"]))[1]
+    shift = np.where(long, 0.03, -0.03) * (runs["optimizer.schedule"] == "wsd")  # three times the scatter of seeds
+    found = paper.measure(runs.assign(final_loss=runs["final_loss"] + shift), curves)["match"]
+    assert found.low < -1 < 1 < found.high
+    assert verdict(paper.CLAIMS[0], found) != "reproduced"
+
+
 def test_where_cooldowns_close_half_of_the_gap_it_is_not_seen_and_without_a_gap_nothing_is_decided():
     found, said = verdicts(closed=0.5)
     assert found["closed"].value == pytest.approx(0.5, abs=0.02)

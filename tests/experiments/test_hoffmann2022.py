@@ -88,6 +88,9 @@ def test_a_claims_interval_reaches_the_exponents_at_other_rates():
     assert measured.high == pytest.approx(0.5 + math.hypot(0.03, 0.04))
     # How N is counted is no error of theirs: it is shown, and does not widen the claim's interval.
     assert hoffmann2022.spread(every, "parametric", conventions=True) == (0.47, 0.7)
+    # A rate at which the approach gives nothing must not make the interval narrower in silence.
+    without = every.assign(a=[0.5, 0.47, math.nan, 0.7])
+    assert "x 2" in hoffmann2022.exponent(hoffmann2022.Sweep(runs, sweep.noise, central, without), "parametric").remark
 
 
 def test_a_best_rate_beyond_the_scan_leaves_the_claim_open():

@@ -12,6 +12,7 @@ import experiments.chinchilla_points
 from experiments.registry import Job
 from experiments.scaling import hoffmann2022, isoflop, porian2024
 from jaxgpt import flops
+from jaxgpt.config import BadInput
 from jaxgpt.launch import plan
 from jaxgpt.prefix import families
 
@@ -99,6 +100,16 @@ def test_both_papers_run_at_smoke_scale_and_the_second_trains_what_the_first_has
         outcome = tmp_path / f"results/raw/{name}/smoke/outcome"
         assert (outcome / "figure.png").is_file()
         assert json.loads((outcome / "claims.json").read_text())
+
+
+def test_a_diverged_run_is_refused_unless_only_the_scan_asks_for_its_rate():
+    runs, _ = plant(hoffmann2022.configs(SMOKE), chinchilla(HOFFMANN))
+    factor = runs["optimizer.learning_rate"] / runs["model.d_model"].map(isoflop.rate)
+    highest = np.isclose(factor, max(isoflop.SCAN))
+    isoflop.refuse_diverged(runs.assign(status=np.where(highest, "diverged", "done")))
+    twice = runs.loc[np.isclose(factor, max(isoflop.VARIED)), "run_id"].iloc[0]
+    with pytest.raises(BadInput, match=f"1 of {len(runs)} runs diverged.*{twice}"):
+        isoflop.refuse_diverged(runs.assign(status=np.where(runs["run_id"] == twice, "diverged", "done")))
 
 
 # --- scatter and weights -------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def measured(fitted_to, held_out_of=None, **how):
     held_out = [[planted(s, held_out_of or fitted_to, seed=seed, **how) for s in HELD_OUT] for seed in range(3)]
     laws = [tissue2024.best_law(of) for of in fitted]
     plain = [tissue2024.fit_law(of, 0.99, annealing=False) for of in fitted]
-    found = tissue2024.measure(laws, plain, held_out)
+    found = tissue2024.measure(laws, plain, fitted, held_out)
     return laws, found, {claim.id: verdict(claim, found[claim.id]) for claim in tissue2024.CLAIMS}
 
 
@@ -55,6 +55,22 @@ def test_where_schedules_do_something_else_the_predictions_are_not_seen():
     assert found["final"].value == pytest.approx(0.1 / 1.1, rel=0.02)
     assert found["curve"].value == pytest.approx(0.1 / 1.1, rel=0.02)
     assert {said["final"], said["curve"]} == {"not seen at this scale"}
+
+
+def test_what_a_held_out_curve_shares_with_a_fitted_one_counts_for_nothing():
+    fitted = [planted(s, law) for s in FITTED]
+    first = {s.name: tissue2024.unseen(planted(s, law), fitted).step_P[0] for s in HELD_OUT}
+    assert first["WSD, last fifth"] == 165  # it leaves the constant rate at 160 of 200 steps
+    assert first["WSD, last tenth, 2 x longer"] == first["constant, 2 x longer"] == 205  # the fit ends at 200
+    assert first["linear"] == 110  # of all that is after warm-up
+    # Wrong only where the fit has seen it: no error is left.
+    held_out = [planted(s, law) for s in HELD_OUT]
+    wrong = [dataclasses.replace(c, loss_P=np.where(c.step_P <= 150, 2 * c.loss_P, c.loss_P)) for c in held_out]
+    found = [
+        tissue2024.measure([tissue2024.best_law(fitted)], [tissue2024.fit_law(fitted, 0.99, False)], [fitted], [some])
+        for some in (held_out[:1], wrong[:1])
+    ]
+    assert found[0]["curve"] == found[1]["curve"]
 
 
 def test_where_annealing_does_nothing_its_term_is_not_needed():
