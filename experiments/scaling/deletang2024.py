@@ -80,7 +80,7 @@ SIZES = {
                   "train.eval_windows": 32},
     ),
     "laptop": Size(
-        widths=(16, 32, 48), tokens=2**21, seeds=3, chunks=48, coded=4,
+        widths=(16, 32), tokens=2**21, seeds=3, chunks=48, coded=4,
         settings={"model.n_layers": 3, "model.n_heads": 2, "model.context": 128, "train.batch_size": 16,
                   "train.eval_windows": 128},
     ),

@@ -60,7 +60,7 @@ SIZES = {
         bootstraps=50,
     ),
     "laptop": Size(
-        models=(("transformer", 16, 2), ("transformer", 24, 2), ("transformer", 32, 3), ("lstm", 48, 1)),
+        models=(("transformer", 16, 2), ("transformer", 32, 3), ("lstm", 48, 1)),
         unique=tuple(2**k for k in range(13, 20)),
         epochs=8,
         seeds=2,

@@ -126,7 +126,7 @@ def half_octaves(first: int, count: int) -> tuple[int, ...]:
 
 SIZES = {
     "smoke": Size(half_octaves(8, 5), ((0.6, 3),), 32, half_octaves(16, 7), 1, window=2, evaluations=12, bootstraps=30),
-    "laptop": Size(half_octaves(16, 12), ((0.3, 4), (0.6, 16)), 256, half_octaves(32, 12), 2),
+    "laptop": Size(half_octaves(16, 12), ((0.3, 4), (0.6, 12)), 256, half_octaves(32, 12), 2),
     "paper": Size(half_octaves(64, 12), ((0.3, 16), (0.6, 16)), 1024, half_octaves(128, 12), 4),
 }
 
