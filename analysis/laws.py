@@ -243,6 +243,14 @@ KAPLAN_ND = Law(
 
 # --- sums of power laws -------------------------------------------------------------------------------------------
 
+POWER = Law(
+    name="power",
+    formula="L(x) = A / x^alpha",
+    citation="Hestness et al. 2017, section 3 (arXiv:1712.00409)",
+    variables=("x",),
+    parameters=(coefficient("A", "nats per token x x^alpha"), exponent("alpha")),
+    terms=(("A", {"x": "alpha"}),),
+)
 SATURATING = Law(
     name="saturating",
     formula="L(x) = E + A / x^alpha",
@@ -377,7 +385,7 @@ BNSL_1, BNSL_2, BNSL_3 = _broken(1), _broken(2), _broken(3)
 LAWS = {
     law.name: law
     for law in (
-        *(KAPLAN_N, KAPLAN_D, KAPLAN_C, KAPLAN_ND, SATURATING, CHINCHILLA, CHINCHILLA_EQUAL, OVERTRAINING),
+        *(KAPLAN_N, KAPLAN_D, KAPLAN_C, KAPLAN_ND, POWER, SATURATING, CHINCHILLA, CHINCHILLA_EQUAL, OVERTRAINING),
         *(DATA_CONSTRAINED, BNSL_1, BNSL_2, BNSL_3),
     )
 }

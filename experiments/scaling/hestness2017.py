@@ -109,19 +109,18 @@ def fitted(points: Any, size: Size, floor: bool = False) -> Fit:
     set that lies off the law does so for all seeds.
     """
     from analysis.fit import fit
-    from analysis.laws import KAPLAN_D, SATURATING
+    from analysis.laws import POWER, SATURATING
 
-    law = SATURATING if floor else KAPLAN_D
-    (variable,) = law.variables
-    return fit(law, {variable: points["m"].to_numpy()}, points["loss"].to_numpy(), objective="squared_log",
-               groups=points["m"].to_numpy(), starts=size.starts, bootstraps=size.bootstraps, level=LEVEL)  # fmt: skip
+    return fit(SATURATING if floor else POWER, {"x": points["m"].to_numpy()}, points["loss"].to_numpy(),
+               objective="squared_log", groups=points["m"].to_numpy(), starts=size.starts,
+               bootstraps=size.bootstraps, level=LEVEL)  # fmt: skip
 
 
 def measure(points: Any, size: Size) -> dict[str, Measured]:
     """Each claim's value and interval."""
     mine, theirs = (points[points["model.architecture"] == name] for name in ("transformer", "lstm"))
     ours, baseline = fitted(mine, size), fitted(theirs, size)
-    alpha = ours.parameters["alphaD"]
+    alpha = ours.parameters["alpha"]
     return {
         "exponent": Measured(alpha.value, *alpha.interval, size.seeds, alpha.remark),
         "architecture": Measured(*_difference(baseline, ours), size.seeds),
@@ -133,9 +132,9 @@ def _difference(first: Fit, second: Fit) -> tuple[float, float, float]:
     """The first's exponent minus the second's; the bootstraps are independent."""
     import numpy as np
 
-    draws_B = first.sample["alphaD"] - second.sample["alphaD"]
+    draws_B = first.sample["alpha"] - second.sample["alpha"]
     low, high = np.quantile(draws_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return first.best["alphaD"] - second.best["alphaD"], float(low), float(high)
+    return first.best["alpha"] - second.best["alpha"], float(low), float(high)
 
 
 def _held_out(points: Any, size: Size) -> tuple[float, float, float]:
@@ -148,9 +147,9 @@ def _held_out(points: Any, size: Size) -> tuple[float, float, float]:
     cut = sets[len(sets) - max(1, len(sets) // 4)]
     law, larger = fitted(points[points["m"] < cut], size), points[points["m"] >= cut]
     m_G, loss_G = larger["m"].to_numpy(), larger["loss"].to_numpy()
-    error_G = law.law.predict(law.best, {"D": m_G}) / loss_G - 1
+    error_G = law.law.predict(law.best, {"x": m_G}) / loss_G - 1
     error_BxG = (
-        law.law.predict({name: draws_B[:, None] for name, draws_B in law.sample.items()}, {"D": m_G}) / loss_G - 1
+        law.law.predict({name: draws_B[:, None] for name, draws_B in law.sample.items()}, {"x": m_G}) / loss_G - 1
     )
     drawn_BxG = np.random.default_rng(0).integers(len(m_G), size=error_BxG.shape)
     low, high = np.quantile(
@@ -223,8 +222,8 @@ def draw(runs: Any, points: Any, size: Size, path_stem: Path) -> list[Path]:
             mine = points[points["model.architecture"] == architecture]
             for floor, dashes in ((False, "-"), (True, (0, (4, 1.5)))):
                 law = fitted(mine, size, floor)
-                loss_G, low_G, high_G = predict(law, **{law.law.variables[0]: m_G})
-                words = f"E + A / m^{law.best['alpha']:.2f}" if floor else f"(mc / m)^{law.best['alphaD']:.3f}"
+                loss_G, low_G, high_G = predict(law, x=m_G)
+                words = f"E + A / m^{law.best['alpha']:.2f}" if floor else f"A / m^{law.best['alpha']:.3f}"
                 axes.plot(m_G, loss_G, color=colour, ls=dashes, lw=1.3, label=f"{architecture}: {words}")
                 if not floor:
                     axes.fill_between(m_G, low_G, high_G, color=colour, alpha=0.15, lw=0)

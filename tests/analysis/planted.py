@@ -11,6 +11,7 @@ PLANTED: dict[str, tuple[dict[str, float], dict[str, np.ndarray]]] = {
     "kaplan_d": ({"Dc": 5.4e13, "alphaD": 0.095}, {"D": _X}),
     "kaplan_c": ({"Cc": 1.6e7, "alphaC": 0.057}, {"C": _X}),
     "kaplan_nd": ({"Nc": 6.4e13, "Dc": 1.8e13, "alphaN": 0.076, "alphaD": 0.103}, _GRID),
+    "power": ({"A": 12.0, "alpha": 0.09}, {"x": _X}),
     "saturating": ({"E": 1.5, "A": 30.0, "alpha": 0.4}, {"x": _X}),
     "chinchilla": ({"E": 1.7, "A": 400.0, "B": 420.0, "alpha": 0.34, "beta": 0.28}, _GRID),
     "chinchilla_equal": ({"E": 1.7, "A": 400.0, "B": 700.0, "alpha": 0.3}, _GRID),
