@@ -223,7 +223,8 @@ class _Crew:
                 self.shown.rides(branch, prefix.branch_point(branch.config))
             # The largest first: what is left for the end is small, so that no lane waits long for another. What has
             # waited goes before them: the lane that asks next is likely to have compiled its program.
-            self.queue.extendleft(sorted(found, key=lambda block: block.work))
+            found.sort(key=lambda block: -block.work)  # equal ones stay as they came
+            self.queue.extendleft(found[::-1])
 
     def _guarded(self, lane: Lane, x64: bool) -> None:
         try:
