@@ -362,6 +362,7 @@ def _dry_run(configs: list[RunConfig], flags: Sweep, elsewhere: bool, console: C
     """What would be trained, after the checks of a sweep. `elsewhere`: by jobs."""
     from jaxgpt import store
     from jaxgpt.population import split
+    from jaxgpt.prefix import shared_steps
     from jaxgpt.progress import duration
 
     if flags.out.exists() and not flags.out.is_dir():
@@ -375,7 +376,11 @@ def _dry_run(configs: list[RunConfig], flags: Sweep, elsewhere: bool, console: C
     takes = "" if seconds is None else f"; what is to do takes about {duration(seconds)} (a rough estimate)"
     programs = len(set(population.values()))
     console.print(f"{count(list(status.values()))}; compiled programs: {programs}; {places}{takes}", soft_wrap=True)
-    _write(flags.json, {"runs": rows, "estimated_seconds": seconds})
+    shared = shared_steps([run for run in planned if status[run.id] == "to do"])
+    if any(shared.values()):
+        branches, total = sum(map(bool, shared.values())), sum(shared.values())
+        console.print(f"{branches} of them begin as a longer one does, which trains {total:,} steps for them")
+    _write(flags.json, {"runs": rows, "estimated_seconds": seconds, "shared_steps": shared})
 
 
 def _plan_here(configs: list[RunConfig], flags: Sweep) -> tuple[list[Run], str, float]:

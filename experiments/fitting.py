@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DRAWS = 500  # bootstraps that the JSON keeps, for `jaxgpt plan`
 MOST_SIZES = 12  # that a figure tells apart
+MISFIT = 0.05  # p-value below which residuals are called structured
 BUDGETS = 4  # compute budgets at which tokens per parameter are shown
 
 
@@ -211,15 +212,18 @@ def _floats(table: pandas.DataFrame, name: str, flag: str) -> numpy.ndarray:
     return numbers
 
 
-def _labels(table: pandas.DataFrame, name: str) -> numpy.ndarray:
-    """A column of labels, none of them missing."""
+def _labels(table: pandas.DataFrame, names: str) -> numpy.ndarray:
+    """A column of labels, or what several make together; none of them missing."""
     import numpy as np
 
-    values = column(table, name, "--group")
-    empty = np.flatnonzero(values.isna())
-    if len(empty):
-        raise BadInput(f"--group {name}: row {table.index[empty[0]]} is empty; every row needs a label")
-    return np.asarray(values.astype(str))
+    parts = []
+    for name in names.split(","):
+        values = column(table, name, "--group")
+        empty = np.flatnonzero(values.isna())
+        if len(empty):
+            raise BadInput(f"--group {name}: row {table.index[empty[0]]} is empty; every row needs a label")
+        parts.append(values.astype(str))
+    return np.asarray([" ".join(label) for label in zip(*parts, strict=True)])
 
 
 def show_fit(found: Fitted, console: Console) -> None:
@@ -235,7 +239,7 @@ def show_fit(found: Fitted, console: Console) -> None:
         f"{fitted.share_at_optimum:.1%} of {fitted.starts} starts end at the optimum; gradient there "
         f"{fitted.gradient_norm:.1e}, condition number {fitted.condition:.2g}; points scatter by {fitted.scatter:.2%}"
     )
-    if fitted.misfit_p < 0.05:
+    if fitted.misfit_p < MISFIT:
         lines.append(f"the residuals are structured (p = {fitted.misfit_p:.3f}): the law misses something here")
     lines += [fitted.caution] * bool(fitted.caution)
     for line in lines:
@@ -319,6 +323,10 @@ def plan(flags: flags.Plan) -> Planned:
     remarks = list(found.remarks)
     if loose:
         remarks.append(f"the fit does not identify {', '.join(loose)}: the plan rests on them all the same")
+    if source.get("caution"):
+        remarks.append(str(source["caution"]))
+    if (source.get("misfit_p") or 1.0) < MISFIT:
+        remarks.append(f"the fit's residuals are structured (p = {source['misfit_p']:.3f}): the law misses something")
     numbers = {
         "fit": str(flags.fit), "law": source["law"], "convention": source["convention"], "level": found.level,
         "target": {name: value for name, value in targets.items() if value is not None},

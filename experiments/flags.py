@@ -211,7 +211,8 @@ class Fit:
     loss: Annotated[str, tyro.conf.arg(metavar="COL")] = "final_loss"
     """column of the loss in nats per token"""
     group: Column = None
-    """column of labels: runs of one label share a trunk, a budget or a seed, and are resampled together"""
+    """column of labels, or several as in params_total,train.seed: runs of one label share a trunk, a budget or a seed,
+    and are resampled together"""
     sem: Column = None
     """column of standard errors of the loss; points weigh as (loss / error)^2"""
     keep: Annotated[str | None, tyro.conf.arg(metavar="CONDITION")] = None

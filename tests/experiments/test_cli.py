@@ -277,6 +277,18 @@ def test_a_dry_run_prints_the_plan_and_neither_trains_nor_writes(command, tiny, 
 
 
 @pytest.mark.usefixtures("no_training")
+def test_a_dry_run_says_which_runs_begin_alike(command, tiny, here):
+    axes = ["train.steps=10,20", "optimizer.schedule=wsd", "optimizer.decay_fraction=0.2"]
+    words = [word for word in tiny if not word.startswith("train.steps")]
+    said = command("sweep", *words, *axes, "optimizer.warmup_steps=2", "--dry-run", "--json", here / "plan.json")
+    assert said.code == 0, said.err
+    assert "1 of them begin as a longer one does, which trains 8 steps for them" in said.out
+    assert list(json.loads((here / "plan.json").read_text())["shared_steps"].values()) == [8]
+    apart = command("sweep", *words, *axes, "--dry-run")  # the warm-up follows the length
+    assert "begin as" not in apart.out
+
+
+@pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize(
     ("words", "places"),
     [

@@ -147,6 +147,16 @@ def test_groups_weights_and_the_objective_reach_the_fit(command, here):
     assert "points weigh as (loss / sem)^2" in said.out
 
 
+def test_several_columns_name_a_group_and_a_plan_keeps_the_fits_caution(command, here):
+    said = command("fit", "chinchilla", "runs.csv", *QUICK, "--group", "params_total,params_total", "--json", "g")
+    assert said.code == 0, said.err
+    found = read(here / "g")
+    assert found["resampled"] == "5 groups"
+    assert "5 groups leave" in found["caution"]
+    planned = " ".join(command("plan", "--fit", "g", "--flops", "1e18").out.split())
+    assert " ".join(found["caution"].split()) in planned
+
+
 @pytest.mark.parametrize("law", ["kaplan_c", "overtraining", "saturating", "chinchilla_equal"])
 def test_laws_of_other_variables_take_their_columns(command, here, law):
     x = np.geomspace(1, 1e4, 12)
