@@ -115,6 +115,7 @@ def test_xla_counts_more_than_the_matrix_products_and_six_n_counts_tables_that_c
     assert paper.of_counts(table).value == row["xla"] / row["all"]
 
 
+@pytest.mark.slow  # a model of every width of both sweeps is compiled
 def test_the_command_leaves_claims_summary_and_figure(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = command("reproduce", "kaplan2020", "--scale", "smoke", "--json", "out.json")
