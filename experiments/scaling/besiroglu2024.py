@@ -290,7 +290,7 @@ def _draw_residuals(axes: Any, table: pandas.DataFrame, fitted: Fit) -> None:
         residual = 100 * residuals(parameters, table)
         axes.plot(table["C"], np.clip(residual, SHOWN[0] + 0.1, None), ls="", color=colour, alpha=0.75, **look)
         axes.axhline(residual.mean(), color=colour, lw=1.4, ls=(0, (4, 1.5)))
-        words = f"mean {residual.mean():+.2f} %, {(residual < SHOWN[0]).sum()} points below"
+        words = f"mean {residual.mean():+.2f} %, {(residual < SHOWN[0]).sum()} points below the panel"
         at = 0.98 if parameters is HOFFMANN else 0.92
         axes.text(0.02, at, words, transform=axes.transAxes, ha="left", va="top", fontsize=8, color=colour)
     axes.axhline(0, color="0.2", lw=0.8)
