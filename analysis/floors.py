@@ -54,6 +54,8 @@ def _draw_chains(axes, worlds) -> None:
 
 
 def _draw_exponents(axes, found, quantities, printed, source) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
     for i, (name, one) in enumerate(found.items()):
         for j, key in enumerate(quantities):
             m = one[key]
@@ -68,6 +70,9 @@ def _draw_exponents(axes, found, quantities, printed, source) -> None:
     axes.set_yticks(range(len(quantities)), list(quantities.values()))
     axes.set_ylim(len(quantities) - 0.3, -1.7)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.5, 1.0]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("exponent")
     axes.set_title("Text: exponents by convention")
