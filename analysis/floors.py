@@ -73,7 +73,6 @@ def _draw_exponents(axes, found, quantities, printed, source) -> None:
     axes.xaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.5, 1.0]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("exponent")
     axes.set_title("Text: exponents by convention")
     axes.legend(loc="upper left")
