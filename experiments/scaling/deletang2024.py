@@ -80,7 +80,7 @@ SIZES = {
                   "train.eval_windows": 32},
     ),
     "laptop": Size(
-        widths=(16, 32), tokens=2**21, seeds=3, chunks=48, coded=4,
+        widths=(16, 32, 48), tokens=2**21, seeds=3, chunks=48, coded=4,
         settings={"model.n_layers": 3, "model.n_heads": 2, "model.context": 128, "train.batch_size": 16,
                   "train.eval_windows": 128},
     ),
@@ -434,7 +434,7 @@ def _draw_online(axes: Any, found: Lengths) -> None:
     axes.set_xlabel("bytes of training text coded")
     axes.set_ylabel("bits per byte so far")
     axes.set_title("Online code: no model is sent")
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper right")
 
 
 def _counts(axes: Any) -> None:
