@@ -190,7 +190,7 @@ Number = Annotated[float | None, tyro.conf.arg(metavar="X")]
 class Fit:
     """Fit a scaling law to a table: its parameters with intervals, and whether the data identify them.
 
-    Laws: kaplan_n, kaplan_d, kaplan_c, kaplan_nd, saturating, chinchilla, chinchilla_equal, overtraining,
+    Laws: kaplan_n, kaplan_d, kaplan_c, kaplan_nd, power, saturating, chinchilla, chinchilla_equal, overtraining,
     data_constrained, bnsl_1, bnsl_2, bnsl_3.
     """
 
@@ -207,7 +207,7 @@ class Fit:
     u: Column = None
     """column of distinct tokens, for data_constrained"""
     x: Column = None
-    """column of the variable of saturating and bnsl_1 to 3"""
+    """column of the variable of power, saturating and bnsl_1 to 3"""
     loss: Annotated[str, tyro.conf.arg(metavar="COL")] = "final_loss"
     """column of the loss in nats per token"""
     group: Column = None
