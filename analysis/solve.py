@@ -23,10 +23,8 @@ FAR = 10.0  # mean |residual| in deltas, beyond which a row is far from its opti
 MAJORISER_FAR, MAJORISER_NEAR, MAJORISER_RETRY, MOST_STEPS = 20, 3, 4, 1000
 SHARPER = 10.0  # delta's next value, when a step promises less than ROUGH of the objective
 ROUGH = 1e-2
-STRANDS = 4  # parts that threads work on, whatever the machine's cores
-ELEMENTS = (
-    12_000  # rows x points at once: they stay in the cache, and in products that BLAS does not split over threads
-)
+STRANDS = 2  # parts that threads work on, whatever the machine's cores: more of them wait for Python's lock
+ELEMENTS = 48_000  # rows x points at once: few calls, and still in the cache
 PADDED = 32  # points are padded to a multiple of it, and JAX's rows come in this number, so that few programs compile
 LONGEST = 2.0  # of one coordinate's step
 
