@@ -15,7 +15,8 @@ from experiments.chinchilla_points import BESIROGLU, HOFFMANN, points
 from experiments.claims import verdict
 from experiments.scaling import besiroglu2024 as paper
 
-FILE = Path(os.environ.get("JAXGPT_DATA", "/work/shared/data")) / "svg_extracted_data.csv"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+FILE = Path(os.environ.get("JAXGPT_DATA") or SHARED) / "svg_extracted_data.csv"
 published = pytest.mark.skipif(not FILE.exists(), reason=f"{FILE} is absent (set JAXGPT_DATA to the data folder)")
 
 

@@ -15,7 +15,8 @@ from experiments import flags
 from experiments.keep import kept
 from jaxgpt.config import BadInput
 
-POINTS = Path(os.environ.get("JAXGPT_DATA", "/work/shared/data")) / "svg_extracted_data.csv"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+POINTS = Path(os.environ.get("JAXGPT_DATA") or SHARED) / "svg_extracted_data.csv"
 TRUTH = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.35, "beta": 0.3}
 COLUMNS = {"N": "params_total", "D": "tokens", "C": "flops_6nd", "loss": "final_loss"}
 QUICK = ("--starts", 10, "--bootstraps", 20)
