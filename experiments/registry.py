@@ -6,7 +6,7 @@ import difflib
 import importlib
 import pkgutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,12 @@ SCALES: tuple[Scale, ...] = get_args(Scale)
 
 class Unfinished(Exception):
     """The time was up before all runs were done; what is done is on disk."""
+
+
+def check_complete(done: Sized, wanted: Sized) -> None:
+    """Raises Unfinished if a sweep came back without some of its runs."""
+    if len(done) < len(wanted):
+        raise Unfinished(f"time is up: {len(done)} of {len(wanted)} runs are done; the same command goes on")
 
 
 @dataclass(frozen=True)

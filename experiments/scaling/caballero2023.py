@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.claims import Claim, Measured, mean_and_interval
-from experiments.registry import Job, Outcome, Paper, Unfinished
+from experiments.registry import Job, Outcome, Paper, check_complete
 from experiments.scaling import curves
 from jaxgpt.config import RunConfig, override
 
@@ -297,8 +297,7 @@ def _regressions(job: Job, size: Size, shared: curves.Size, began: float) -> tup
     parts, wanted = [], [regression_config(size, shared, seed) for seed in range(size.seeds)]
     for task, spectrum in SPECTRA.items():
         runs = sweep(wanted, job.raw, setup=partial(source, size, spectrum), max_minutes=job.minutes_left(began))
-        if len(runs) < len(wanted):
-            raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+        check_complete(runs, wanted)
         parts.append(runs.assign(task=task))
     return pandas.concat(parts, ignore_index=True), load(job.raw)[1].dropna(subset=["validation_loss"])
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.registry import Job, Unfinished
+from experiments.registry import Job, check_complete
 from jaxgpt import flops
 from jaxgpt.config import BadInput, RunConfig, override
 
@@ -151,8 +151,7 @@ def train(job: Job, configs: list[RunConfig]) -> tuple[pandas.DataFrame, Any]:
     from jaxgpt import load, sweep
 
     runs = sweep(configs, folder(job), max_minutes=job.max_minutes)
-    if len(runs) < len(configs):
-        raise Unfinished(f"time is up: {len(runs)} of {len(configs)} runs are done; the same command goes on")
+    check_complete(runs, configs)
     bad = runs.loc[runs["status"] != "done", "run_id"]
     if len(bad):
         raise BadInput(f"{len(bad)} of {len(runs)} runs diverged, of which no curve can be compared: {', '.join(bad)}")

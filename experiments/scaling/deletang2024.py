@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.claims import Claim, Measured, mean_and_interval
-from experiments.registry import Job, Outcome, Paper, Unfinished
+from experiments.registry import Job, Outcome, Paper, check_complete
 from jaxgpt.config import RunConfig, override
 
 if TYPE_CHECKING:
@@ -150,8 +150,7 @@ def train(job: Job, size: Size) -> tuple[Table, Table]:
 
     wanted = configs(size)
     runs = sweep(wanted, job.raw, setup=windows_once(), max_minutes=job.max_minutes)
-    if len(runs) < len(wanted):
-        raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    check_complete(runs, wanted)
     curves = load(job.raw)[1]
     return runs[runs["status"] == "done"], curves[curves["run_id"].isin(runs["run_id"])]
 

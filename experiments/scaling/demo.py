@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.claims import Claim, Measured
-from experiments.registry import Job, Outcome, Paper, Unfinished
+from experiments.registry import Job, Outcome, Paper, check_complete
 from jaxgpt import flops
 from jaxgpt.config import RunConfig, override
 
@@ -117,8 +117,7 @@ def run(job: Job) -> Outcome:
     size = SWEEPS[job.scale]
     wanted = configs(size)
     runs = sweep(wanted, job.raw, max_minutes=job.max_minutes)
-    if len(runs) < len(wanted):
-        raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    check_complete(runs, wanted)
     # N counts all parameters, as Hoffmann et al. do.
     symbols = {"params_total": "N", "tokens": "D", "flops_6nd": "C"}
     done = runs.query("status == 'done'")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.claims import Claim, Measured, mean_and_interval
-from experiments.registry import Job, Outcome, Paper, Unfinished
+from experiments.registry import Job, Outcome, Paper, check_complete
 from jaxgpt.config import RunConfig, override
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ def run(job: Job) -> Outcome:
 
     wanted = configs(SIZES[job.scale])
     runs = sweep(wanted, job.raw, max_minutes=job.max_minutes)
-    if len(runs) < len(wanted):
-        raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    check_complete(runs, wanted)
     curves = load(job.raw)[1]
     steps = cost(runs)
     return Outcome(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments.claims import Claim, Measured
-from experiments.registry import Job, Outcome, Paper, Unfinished
+from experiments.registry import Job, Outcome, Paper, check_complete
 from jaxgpt.config import RunConfig, override
 
 if TYPE_CHECKING:
@@ -175,8 +175,7 @@ def run(job: Job) -> Outcome:
     size = SIZES[job.scale]
     wanted = configs(size)
     runs = sweep(wanted, job.raw, max_minutes=job.max_minutes)
-    if len(runs) < len(wanted):
-        raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    check_complete(runs, wanted)
     points = best(runs[runs["status"] == "done"])
     cells = points.groupby(["model.architecture", "m"], as_index=False)[["loss", "params_total"]].mean()
     table = pandas.DataFrame(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.registry import Job, Unfinished
+from experiments.registry import Job, check_complete
 from jaxgpt import flops
 from jaxgpt.config import BadInput, RunConfig, override
 
@@ -168,8 +168,7 @@ def train(job: Job, configs: Sequence[RunConfig]) -> Table:
 
     wanted = list(dict.fromkeys(configs))
     runs = sweep(wanted, folder(job), max_minutes=job.max_minutes)
-    if len(runs) < len(wanted):
-        raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    check_complete(runs, wanted)
     refuse_diverged(runs)
     return labelled(runs, SIZES[job.scale])
 

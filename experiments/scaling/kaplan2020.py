@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from experiments.claims import Claim, Measured, mean_and_interval
-from experiments.registry import Job, Outcome, Paper, Unfinished
+from experiments.registry import Job, Outcome, Paper, check_complete
 from experiments.scaling import isoflop
 from experiments.scaling.isoflop import LEVEL, Table
 from jaxgpt import flops
@@ -122,8 +122,7 @@ def train(job: Job, size: Size) -> Table:
         return markov.source(config, size.order, size.concentration, size.chains)
 
     runs = sweep(wanted, job.raw, setup=setup, max_minutes=job.max_minutes)
-    if len(runs) < len(wanted):
-        raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    check_complete(runs, wanted)
     return named(runs[runs["status"] == "done"])
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.claims import Claim, Measured, mean_and_interval
-from experiments.registry import Job, Outcome, Paper, Unfinished
+from experiments.registry import Job, Outcome, Paper, check_complete
 from experiments.scaling import curves
 from jaxgpt.config import RunConfig, override
 
@@ -331,8 +331,7 @@ def run(job: Job) -> Outcome:
     size, setup = SIZES[job.scale], text.reader()
     wanted = configs(size)
     runs = sweep(wanted, job.raw, setup=setup, max_minutes=job.max_minutes)
-    if len(runs) < len(wanted):
-        raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    check_complete(runs, wanted)
     steps = reached(runs, load(job.raw)[1], size)
     best, scales = tuned(steps, size), noise(size, steps, setup)
     trades, window = tradeoffs(best, size), wanted[0].model.context

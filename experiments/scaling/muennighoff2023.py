@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments.claims import Claim, Measured, mean_and_interval
-from experiments.registry import Job, Outcome, Paper, Unfinished
+from experiments.registry import Job, Outcome, Paper, check_complete
 from jaxgpt.config import RunConfig, override
 
 if TYPE_CHECKING:
@@ -227,8 +227,7 @@ def run(job: Job) -> Outcome:
     size = SIZES[job.scale]
     wanted = configs(size)
     runs = sweep(wanted, job.raw, max_minutes=job.max_minutes)
-    if len(runs) < len(wanted):
-        raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    check_complete(runs, wanted)
     table = named(runs[runs["status"] == "done"])
     fit = fitted(table, size)
     means = table.pivot_table(index="text", columns="D", values="loss")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.claims import Claim, Measured, mean_and_interval
-from experiments.registry import Job, Outcome, Paper, Unfinished
+from experiments.registry import Job, Outcome, Paper, check_complete
 from jaxgpt.config import RunConfig, override, run_id
 
 if TYPE_CHECKING:
@@ -297,8 +297,7 @@ def run(job: Job) -> Outcome:
     size, setup = SIZES[job.scale], text.reader()
     wanted = configs(size)
     runs = sweep(wanted, job.raw, setup=setup, max_minutes=job.max_minutes)
-    if len(runs) < len(wanted):
-        raise Unfinished(f"time is up: {len(runs)} of {len(wanted)} runs are done; the same command goes on")
+    check_complete(runs, wanted)
     checks = coordinates(size, job.raw / "coordinates", setup)
     return Outcome(
         measured=measure(runs, checks),
