@@ -1,0 +1,1 @@
+"""Anatomy of parameters: health, dead units, outliers, redundancy, superposition."""

@@ -1,0 +1,1 @@
+"""Architecture and decoding: what textbooks say of the parts of a Transformer."""
