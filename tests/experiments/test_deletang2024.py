@@ -149,6 +149,7 @@ def test_the_interval_holds_what_seeds_and_what_chunks_leave_open():
     assert found.high - found.low > alone.high - alone.low > 0
 
 
+@pytest.mark.slow
 def test_the_command_leaves_claims_summary_and_figure(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = command("reproduce", "deletang2024", "--scale", "smoke", "--json", "out.json")

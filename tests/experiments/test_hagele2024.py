@@ -91,6 +91,7 @@ def test_the_trunk_passes_every_branch_point_and_is_validated_at_every_length(sc
     assert {c.warmup_steps for c in configs} == {size.settings["optimizer.warmup_steps"]}
 
 
+@pytest.mark.slow
 def test_at_smoke_scale_the_command_trains_the_common_beginning_once_and_leaves_a_figure(
     command, tmp_path, monkeypatch
 ):

@@ -65,6 +65,7 @@ def test_every_run_sees_its_text_equally_often(scale):
     assert all(c.tokens == size.epochs * c.data.training_tokens for c in configs)
 
 
+@pytest.mark.slow
 def test_the_command_leaves_claims_summary_and_figure(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = command("reproduce", "hestness2017", "--scale", "smoke")

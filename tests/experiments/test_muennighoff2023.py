@@ -80,6 +80,7 @@ def test_every_part_of_the_text_has_a_run_on_as_many_fresh_tokens(scale):
     assert {paper.FEW, paper.MANY, paper.MOST} <= epochs
 
 
+@pytest.mark.slow
 def test_the_command_leaves_claims_summary_and_figure(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = command("reproduce", "muennighoff2023", "--scale", "smoke", "--json", "out.json")

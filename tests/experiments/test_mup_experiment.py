@@ -161,6 +161,7 @@ def done(tmp_path_factory, command):
         return first, command("reproduce", "mup", "--scale", "smoke"), outcome, before
 
 
+@pytest.mark.slow
 def test_the_command_leaves_claims_summary_and_figure(done):
     said, _, outcome, _ = done
     assert said.code == 0, said.err
@@ -171,6 +172,7 @@ def test_the_command_leaves_claims_summary_and_figure(done):
     assert [c["id"] for c in json.loads((outcome / "claims.json").read_text())] == [c.id for c in mup.CLAIMS]
 
 
+@pytest.mark.slow
 def test_the_summary_holds_what_the_claims_were_measured_on(done):
     *_, outcome, _ = done
     table = pd.read_csv(outcome / "summary.csv")
@@ -183,6 +185,7 @@ def test_the_summary_holds_what_the_claims_were_measured_on(done):
         assert c["measured"] == pytest.approx(mup.measure(runs, checks)[c["id"]].value)
 
 
+@pytest.mark.slow
 def test_a_second_call_measures_nothing_again(done):
     first, again, outcome, before = done
     assert again.code == 0, again.err
