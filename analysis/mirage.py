@@ -2,7 +2,9 @@
 
 A hard metric (all L answers of a chain right) can leap where each single answer improves smoothly: p^L of a smooth p
 (Schaeffer et al. 2023). Then nothing but the metric jumps. If a soft metric of the same outputs (cross-entropy, the
-probability of the right answer) leaps too, the ability does. Which it is, `diagnose` reads off runs over scales and
+probability of the right answer) leaps too, the ability does. And where the hard one does not leap there is no mirage,
+but an ability that grows under any metric: a leap is a logistic curve through it that is at its middle at least twice
+as steep as a straight line in ln(scale) over the same scales. Which it is, `diagnose` reads off runs over scales and
 seeds, by two laws of the soft metric with as many free numbers each:
 
     smooth   y = a + (b - a) g(u) + noise         every run lies near one curve
@@ -28,10 +30,11 @@ from numpy.typing import ArrayLike
 
 from analysis.thresholds import rise
 
-Verdict = Literal["mirage", "jump", "smooth", "undecided", "nothing emerges"]
+Verdict = Literal["mirage", "jump", "smooth", "undecided", "nothing emerges", "already there"]
 
 DECISIVE = math.log(20)  # likelihood ratio, in nats, from which on one law is better than the other
 NEAR_CHANCE, HIGH = 0.1, 0.5  # shares of the way from chance to 1: the ability has not begun, and is there
+LEAP = 2.0  # times as steep as a straight rise
 PREDICTED = 0.9  # share of the hard metric's variance that must follow from single answers
 LEAST_NOISE = 0.01  # standard deviation, in ranges of the soft metric: what is below is no evidence
 PLACES, WIDTHS, ROUNDS = 55, 28, 40
@@ -68,6 +71,7 @@ class Diagnosis:
 
     verdict   in a word; `reason` in a sentence
     soft      both laws of the soft metric
+    leap      how many times as steep as a straight rise the hard metric is at its steepest; NaN where it is flat
     r2        share of the hard metric's variance over runs that its prediction from single answers explains
     excess    mean of hard metric minus prediction: dependence between answers, not an ability of its own
     """
@@ -75,6 +79,7 @@ class Diagnosis:
     verdict: Verdict
     reason: str
     soft: Laws
+    leap: float
     r2: float
     excess: float
 
@@ -91,21 +96,27 @@ def diagnose(
     given = (scale_R, soft_R, hard_R, hard_R if predicted_R is None else predicted_R)
     scale, soft, hard, predicted = (np.asarray(x, np.float64) for x in given)
     laws = two_laws(scale, soft)
+    leap = steepness(scale, hard)
     r2, excess = r_squared(hard, predicted), float(np.mean(hard - predicted))
     mean_K = np.asarray([hard[scale == one].mean() for one in np.unique(scale)]) - chance
 
     def found(verdict: Verdict, reason: str) -> Diagnosis:
-        return Diagnosis(verdict, reason, laws, r2, excess)
+        return Diagnosis(verdict, reason, laws, leap, r2, excess)
 
     # A jump may come early by luck at one small scale of a single seed, or be missing at one large one.
     low, high = np.median(mean_K[: len(mean_K) // 3 + 1]), mean_K[-2:].max()
-    if high < HIGH * (1 - chance) or low > NEAR_CHANCE * (1 - chance):
-        return found("nothing emerges", "the hard metric does not go from near chance at the smallest third of the "
-                     "scales to more than halfway above it at the largest two")  # fmt: skip
+    if high < HIGH * (1 - chance):
+        return found("nothing emerges", "the hard metric is at neither of the largest two scales more than halfway "
+                     "above chance")  # fmt: skip
+    if low > NEAR_CHANCE * (1 - chance):
+        return found("already there", "the hard metric is above chance at the smallest third of the scales already")
     if laws.shape == "jump":
         return found("jump", "the soft metric has two levels and runs that are on either")
     if laws.shape == "undecided":
         return found("undecided", "a smooth curve and two levels fit the soft metric alike")
+    if not leap >= LEAP:
+        return found("smooth", f"the soft metric is smooth, and the hard one does not leap: {leap:.1f} times as steep "
+                     "as a straight rise")  # fmt: skip
     if predicted_R is None:
         return found("smooth", "the soft metric is smooth, and the hard one grades single answers too")
     if not r2 >= PREDICTED:
@@ -123,6 +134,21 @@ def r_squared(observed_R: ArrayLike, predicted_R: ArrayLike) -> float:
     return 1 - float(((observed - predicted) ** 2).sum()) / spread if spread > 0 else math.nan
 
 
+def steepness(scale_R: ArrayLike, score_R: ArrayLike) -> float:
+    """Slope in ln(scale) of the best logistic curve at its middle, over that of a straight line from the worst score to
+    the best over the same scales: about 1 for a straight line, more the more suddenly a score rises, 0 where it falls.
+    NaN where all scores are equal.
+    """
+    u_R, score = np.log(np.asarray(scale_R, np.float64)), np.asarray(score_R, np.float64)
+    if np.ptp(score) == 0:
+        return math.nan
+    y_R = (score - score.min()) / np.ptp(score)
+    place_G, width_G = _grid(np.unique(u_R))
+    likelihood_G, height_G = _smooth(rise(u_R, place_G[:, None], width_G[:, None], 1.0), y_R)
+    best = int(likelihood_G.argmax())
+    return float(height_G[best] * np.ptp(u_R) * math.log(9) / (2 * width_G[best]))
+
+
 def two_laws(scale_R: ArrayLike, soft_R: ArrayLike) -> Laws:
     """The best smooth law and the best jump of a soft metric over runs."""
     scale, soft = np.asarray(scale_R, np.float64), np.asarray(soft_R, np.float64)
@@ -138,7 +164,7 @@ def two_laws(scale_R: ArrayLike, soft_R: ArrayLike) -> Laws:
     u_R, y_R = np.log(scale), (soft - soft.min()) / np.ptp(soft)
     place_G, width_G = _grid(u_K)
     g_GxR = rise(u_R, place_G[:, None], width_G[:, None], 1.0)
-    smooth_G = _smooth(g_GxR, y_R)
+    smooth_G, _ = _smooth(g_GxR, y_R)
     jump_G, low_G, high_G = _jump(g_GxR, y_R)
     best, other = int(smooth_G.argmax()), int(jump_G.argmax())
     place, width = place_G[best], width_G[best]
@@ -161,13 +187,14 @@ def _grid(u_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return place_PxW.ravel(), width_PxW.ravel()
 
 
-def _smooth(g_GxR: np.ndarray, y_R: np.ndarray) -> np.ndarray:
-    """(G,) log-likelihoods with the best a, b and noise."""
+def _smooth(g_GxR: np.ndarray, y_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(G,) log-likelihoods with the best a, b and noise, and these b - a."""
     deviation_GxR = g_GxR - g_GxR.mean(axis=1, keepdims=True)
     slope_G = (deviation_GxR @ y_R) / np.maximum((deviation_GxR**2).sum(axis=1), 1e-12)
-    left_GxR = y_R - y_R.mean() - np.maximum(slope_G, 0.0)[:, None] * deviation_GxR
+    height_G = np.maximum(slope_G, 0.0)
+    left_GxR = y_R - y_R.mean() - height_G[:, None] * deviation_GxR
     noise_G = np.maximum(np.sqrt((left_GxR**2).mean(axis=1)), LEAST_NOISE)
-    return _normal(left_GxR, noise_G).sum(axis=1)
+    return _normal(left_GxR, noise_G).sum(axis=1), height_G
 
 
 def _jump(g_GxR: np.ndarray, y_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

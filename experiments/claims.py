@@ -85,6 +85,18 @@ def of_those_that_have(values_S: Sequence[float] | numpy.ndarray, seeds: int, wh
     return over_seeds(there_S, level, remark) if len(there_S) else Measured(math.nan, math.nan, math.nan, 0, remark)
 
 
+def share_of(count: int, total: int, level: float = 0.9) -> Measured:
+    """So many of all, with Jeffreys's interval (the posterior of a share under the prior Beta(1/2, 1/2)): it lies in
+    [0, 1], ends there where all agree, and has a width even then. Raises ValueError unless 0 <= count <= total > 0.
+    """
+    from scipy.stats import beta
+
+    if not 0 <= count <= total or total < 1:
+        raise ValueError(f"count={count} must be from 0 to total={total}, and total at least 1")
+    low, high = beta.ppf([(1 - level) / 2, (1 + level) / 2], count + 0.5, total - count + 0.5)
+    return Measured(count / total, 0.0 if count == 0 else float(low), 1.0 if count == total else float(high), total)
+
+
 def spoken(
     values_S: Sequence[float] | numpy.ndarray,
     level: float = 0.9,

@@ -64,10 +64,38 @@ def test_a_smooth_skill_whose_answers_do_not_explain_the_hard_metric_is_left_und
     assert found.r2 < mirage.PREDICTED
 
 
-@pytest.mark.parametrize("hard", [lambda x: 0.04 * x, lambda x: 0.3 + 0.7 * x])
-def test_a_hard_metric_that_never_rises_or_is_high_from_the_start_has_nothing_to_explain(hard):
+@pytest.mark.parametrize(("hard", "said", "because"), [
+    (lambda x: 0.04 * x, "nothing emerges", "largest two scales"),
+    (lambda x: 0.3 + 0.7 * x, "already there", "smallest third"),
+])  # fmt: skip
+def test_a_hard_metric_that_never_rises_and_one_that_is_high_from_the_start_are_told_apart(hard, said, because):
     n, soft, right, predicted = planted_mirage(0, 4)
-    assert mirage.diagnose(n, soft, hard(right), hard(predicted)).verdict == "nothing emerges"
+    found = mirage.diagnose(n, soft, hard(right), hard(predicted))
+    assert found.verdict == said
+    assert because in found.reason
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_a_hard_metric_that_rises_as_a_straight_line_is_no_mirage(seeds):
+    n, noise = np.repeat(np.geomspace(1e3, 1e5, 20), seeds), np.random.default_rng(0)
+    hard = (np.log(n) - np.log(1e3)) / np.log(100) * 0.9 + 0.01 * noise.standard_normal(len(n))
+    hard = np.where(n < 5e3, 0.0, hard)  # near chance at the smallest third
+    found = mirage.diagnose(n, hard, hard, hard)
+    assert found.verdict == "smooth"
+    assert "does not leap" in found.reason
+    leaping = hard**4
+    assert mirage.diagnose(n, hard, leaping, leaping).verdict == "mirage"
+
+
+def test_steepness_is_that_of_the_planted_curve_and_1_for_a_straight_line():
+    u = np.linspace(0, 10, 41)
+    for slope in (2.0, 4.0):  # of a logistic curve: slope / 4 at its middle
+        assert mirage.steepness(np.exp(u), 3 + 7 * expit(slope * (u - 5))) == pytest.approx(
+            10 * slope / 4,
+            rel=0.1,  # widths are searched on a grid
+        )
+    assert mirage.steepness(np.exp(u), u) == pytest.approx(1, abs=0.1)
+    assert np.isnan(mirage.steepness(np.exp(u), np.ones(41)))
 
 
 def test_noise_alone_is_neither_smooth_nor_a_jump_that_is_sure_of_itself():

@@ -5,7 +5,7 @@ import math
 import sys
 
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 import experiments
 from experiments import registry
@@ -16,6 +16,7 @@ from experiments.claims import (
     of_those_that_have,
     over_seeds,
     record,
+    share_of,
     spoken,
     verdict,
 )
@@ -182,6 +183,29 @@ def test_a_new_paper_is_one_new_file(add_paper, command):
     assert registry.find("somebody1999").group == "Extra papers"
     assert set(registry.papers()) == {*before, "somebody1999"}
     assert "somebody1999" in command("list").out
+
+
+@pytest.mark.parametrize(("count", "total"), [(2, 4), (1, 5), (37, 60)])
+def test_a_share_has_the_interval_that_leaves_equal_tails_of_its_posterior(count, total):
+    found = share_of(count, total, 0.8)
+    assert (found.value, found.seeds) == (count / total, total)
+
+    def below(x):  # of the posterior, count - 1/2 and total - count - 1/2 being the exponents of its density
+        density = lambda p: p ** (count - 0.5) * (1 - p) ** (total - count - 0.5)  # noqa: E731
+        return integrate.quad(density, 0, x)[0] / integrate.quad(density, 0, 1)[0]
+
+    assert below(found.low) == pytest.approx(0.1, abs=1e-6)
+    assert below(found.high) == pytest.approx(0.9, abs=1e-6)
+
+
+def test_a_share_on_which_all_agree_ends_at_0_or_1_and_still_has_a_width():
+    none, every = share_of(0, 4), share_of(4, 4)
+    assert (none.value, none.low, every.value, every.high) == (0, 0, 1, 1)
+    assert none.high == pytest.approx(1 - every.low)
+    assert 0.6 < every.low < share_of(40, 40).low < 1
+    for count, total in ((-1, 4), (5, 4), (0, 0)):
+        with pytest.raises(ValueError, match=f"count={count}"):
+            share_of(count, total)
 
 
 def test_papers_stand_by_group_and_each_group_says_what_it_is_about():

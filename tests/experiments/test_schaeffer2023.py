@@ -1,6 +1,7 @@
 """From scores to verdicts on planted families, grades against hand-made answers, and the figure's closed form."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,8 @@ from scipy.special import expit
 from experiments import registry
 from experiments.claims import verdict
 from experiments.emergence import schaeffer2023 as paper
-from experiments.emergence import skill_runs
-from jaxgpt.config import run_id
+from experiments.emergence import skill_figure, skill_runs
+from jaxgpt.config import BadInput, run_id
 from jaxgpt.tasks import chains
 
 CLAIMS = {claim.id: claim for claim in paper.CLAIMS}
@@ -26,7 +27,8 @@ def chain(steepness=1.5, at=6e3, excess=0.0):
     p = 1 / 32 + 31 / 32 * expit(steepness * np.log(n / at) + 0.1 * rng.standard_normal(len(n)))
     exact = p**8
     return pd.DataFrame({"family": "chain", "N": n, "seed": np.repeat(range(SEEDS), len(SIZES)), "ce": -np.log(p),
-                         "accuracy": p, "exact": exact, "product": exact, "closed": exact, "probability": p,
+                         "among": 32, "accuracy": p, "exact": exact, "product": exact, "closed": exact,
+                         "probability": p,
                          "iterated_exact": exact + excess * (1 - exact), "iterated_product": exact, "brier": 1 - p,
                          "iterated_gap": excess * (1 - exact), "edit": 1 - p, "hamming": 1 - p, "choice": p,
                          "masked": p, "sequence": exact, **{f"exact_{k}": p**k for k in (1, 2, 4, 8)}})  # fmt: skip
@@ -38,23 +40,23 @@ def control(spread=0.2, smooth=False):
     above = np.log(n / 6e3) + spread * rng.standard_normal(len(n))
     p = 0.5 + 0.49 * (expit(1.5 * above) if smooth else above > 0)
     return pd.DataFrame({"family": "control", "N": n, "seed": np.repeat(range(SEEDS), len(SIZES)), "ce": -np.log(p),
-                         "accuracy": p, "probability": p, "brier": 1 - p})  # fmt: skip
+                         "among": 2, "accuracy": p, "probability": p, "brier": 1 - p,
+                         "circle_ce": 1e3 / n})  # fmt: skip
 
 
 def trained(shift_chain=0.0, shift_control=0.0):
     """Final scores of both lengths; twice the training moves the middle by so many powers of two."""
     lines = []
-    for family, column, shift, low in (("chain", "final_exact_8", shift_chain, 0.0),
-                                       ("control", "final_accuracy", shift_control, 0.5)):  # fmt: skip
-        for steps in (100, 200):
-            score_m = low + (1 - low) * expit(3 * np.log(SIZES / (6e3 * 2 ** (shift * (steps == 200)))))
-            lines += [{"family": family, "train.steps": steps, "N": n, "seed": seed, column: score}
+    for family, shift, low in (("chain", shift_chain, 0.0), ("control", shift_control, 0.5)):
+        for longer in (False, True):
+            score_m = low + (1 - low) * expit(3 * np.log(SIZES / (6e3 * 2 ** (shift * longer))))
+            lines += [{"family": family, "longer": longer, "N": n, "seed": seed, "hard": score, "chance": low}
                       for n, score in zip(SIZES, score_m, strict=True) for seed in range(SEEDS)]  # fmt: skip
     return pd.DataFrame(lines)
 
 
-def said(scored, runs):
-    found = paper.measure(scored, runs)
+def said(scored, runs, **lost):
+    found = paper.measure(scored, runs, {"chain": 0, "control": 0} | lost)
     assert set(found) == set(CLAIMS)
     return found, {name: verdict(CLAIMS[name], found[name]) for name in CLAIMS}
 
@@ -94,16 +96,35 @@ def test_a_threshold_that_moves_with_training_is_measured_and_one_that_is_not_th
     assert verdicts["settled_chain"] == "inconclusive"
 
 
-def test_a_share_of_seeds_has_an_interval_inside_its_bounds():
-    assert (paper.share(4, 4).value, paper.share(4, 4).high) == (1.0, 1.0)
-    assert 0.6 < paper.share(4, 4).low < 1
-    assert paper.share(0, 4).low == 0
-    assert paper.share(2, 4).low < 0.5 < paper.share(2, 4).high
+def test_seeds_of_a_run_that_diverged_are_left_out_of_their_family_and_its_claims_are_open():
+    def runs(bad):
+        return pd.DataFrame([{"family": family, "seed": seed, "N": n, "status": "diverged" if (family, seed) in bad
+                              and n == 20 else "done"} for family in ("chain", "control") for seed in range(3)
+                             for n in (10, 20)])  # fmt: skip
+
+    left, lost = skill_runs.without_diverged(runs({("control", 1)}))
+    assert lost == {"chain": 0, "control": 1}
+    assert sorted(left.loc[left["family"] == "control", "seed"]) == [0, 0, 2, 2]
+    assert (left["family"] == "chain").sum() == 6
+    with pytest.raises(BadInput, match="2 of 3 seeds of the control"):
+        skill_runs.without_diverged(runs({("control", 1), ("control", 2)}))
+    found, verdicts = said(pd.concat([chain(), control()]), trained(), control=1)
+    assert "seeds of the control left out: 1" in found["jump"].remark
+    assert {verdicts[name] for name in ("control", "jump", "settled_control")} == {"inconclusive"}
+    assert not found["soft"].remark
+    assert verdicts["soft"] == verdicts["mirage"] == "reproduced"
+
+
+def test_a_score_that_is_the_same_at_all_sizes_decides_nothing():
+    found, verdicts = said(pd.concat([chain().assign(exact=0.0), control()]), trained())
+    assert "4 of 4 seeds" in found["hard"].remark
+    assert verdicts["hard"] == verdicts["closed_form"] == "inconclusive"
 
 
 def test_steps_and_halves_of_known_curves():
     np.testing.assert_allclose(paper.largest_step(np.array([[0.0, 1, 2, 4], [0, 0, 3, 3]])), [0.5, 1.0])
     score = np.array([expit(4 * np.log(SIZES / 5e3)), 0.3 * expit(4 * np.log(SIZES / 5e3))])
+    assert np.isnan(paper.largest_step(np.ones((1, 3)))).all()
     half = paper.halfway(SIZES, score, 0.0)
     assert half[0] == pytest.approx(math.log2(5e3), abs=0.03)
     assert np.isnan(half[1])
@@ -112,8 +133,8 @@ def test_steps_and_halves_of_known_curves():
 def test_the_power_law_of_the_figure_is_found_below_the_guess():
     size = np.geomspace(1e2, 1e5, 20)
     ce = np.minimum((size / 2e3) ** -0.8, math.log(32))
-    assert paper.power_law(size, ce, math.log(32)) == pytest.approx((2e3, -0.8), rel=1e-6)
-    assert np.isnan(paper.power_law(size, np.full(20, 3.5), math.log(32))).all()
+    assert skill_figure.power_law(size, ce, math.log(32)) == pytest.approx((2e3, -0.8), rel=1e-6)
+    assert np.isnan(skill_figure.power_law(size, np.full(20, 3.5), math.log(32))).all()
 
 
 def test_tables_speak_words_and_the_figure_is_drawn(tmp_path):
@@ -128,6 +149,7 @@ def test_tables_speak_words_and_the_figure_is_drawn(tmp_path):
     for table in tables:
         assert len(table)
         assert "nan" not in table.to_string()
+        assert "-0.00" not in table.to_string()
     assert all(path.stat().st_size for path in paper.draw(scored, told, tmp_path / "figure"))
 
 
@@ -185,13 +207,30 @@ def test_who_knows_three_of_four_bijections_has_powers_of_that_and_all_or_nothin
     assert found["edit"] <= found["hamming"]
 
 
-def test_who_ignores_the_second_name_has_a_coin_in_the_control(as_planted):
-    after = chains.bijections(2, 2)[0]
+@pytest.mark.parametrize("circle", [2, 4])
+def test_who_ignores_the_second_name_knows_the_circle_and_guesses_in_it(as_planted, circle):
+    after = chains.bijections(circle, circle)[0]
     as_planted(known(after))
     asked = SimpleNamespace(hops=2), None, after, np.random.default_rng(0)
     assert skill_runs.control_scores(*asked)["accuracy"] == 1
     as_planted(lambda params, s, n: known(after)(params, s, n[:, :1]))
-    assert skill_runs.control_scores(*asked)["accuracy"] == 0.5
+    found = skill_runs.control_scores(*asked)
+    assert found["accuracy"] == 1 / circle
+    assert found["circle_ce"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("circle", [2, 4])
+def test_cross_entropy_is_that_of_the_circle_and_that_within_it(as_planted, circle):
+    after = chains.bijections(circle, circle)[1]
+    table = np.random.default_rng(0).standard_normal((32, 32))
+    as_planted(lambda params, s, n: table[s])
+    found = skill_runs.control_scores(SimpleNamespace(hops=2), None, after, np.random.default_rng(0))
+    names = [(f, g) for f in range(circle) for g in range(circle)]
+    p_sxv = np.exp(table) / np.exp(table).sum(axis=1, keepdims=True)
+    cases = [(p_sxv[x], after[g, after[f, x]], after[:, after[g, after[f, x]]]) for f, g in names for x in range(32)]
+    assert found["circle_ce"] == pytest.approx(np.mean([-math.log(p[of].sum()) for p, _, of in cases]), abs=1e-5)
+    assert found["ce"] == pytest.approx(np.mean([-math.log(p[y] / p[of].sum()) for p, y, of in cases]), abs=1e-5)
+    assert found["accuracy"] == np.mean([p[y] == p[of].max() for p, y, of in cases])
 
 
 def test_sizes_make_different_runs_that_fit_their_tasks():
@@ -211,3 +250,4 @@ def test_the_smoke_run_measures_every_claim(tmp_path):
     outcome = paper.run(registry.Job("smoke", tmp_path / "raw", tmp_path / "figure"))
     assert set(outcome.measured) == set(CLAIMS)
     assert len(outcome.summary) == 2 * 2 * 2 * 5
+    assert not any(re.search(r"nan|-0\.0+(?![0-9])", table.to_string()) for _, table in outcome.tables)
