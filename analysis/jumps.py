@@ -9,7 +9,8 @@ and the alternative adds one step between two neighbouring points. smooth: a nat
 in log x, whose number sets what counts as sudden: what a spline of this resolution can follow is no jump. rho is that
 of the residuals without their largest step, which would pass for correlation, freed of the bias that it has in short
 series behind these fits (found by simulation). The null distribution of the largest gain over all places comes from
-permuted innovations: every draw is fitted anew, rho included.
+permuted innovations: every draw is fitted anew, rho included. Of 200 curves without a step for each rho of 0, .5 and
+.9 (101 points, 5 knots) p was at most .05 in 4.5, 6 and 6 %, at most .2 in 14, 16 and 13.5 %.
 
 Letters: M points, P columns of the smooth part, C places of a step, D draws.
 """

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.claims import Claim, Measured, of_those_that_have, spoken
 from experiments.registry import Job, Outcome, Paper, check_complete
-from jaxgpt.config import RunConfig, override
+from jaxgpt.config import BadInput, RunConfig, override
 
 if TYPE_CHECKING:
     import numpy
@@ -185,6 +185,8 @@ def all_series(runs: Any, curves: Any, size: Size) -> dict[tuple[str, float, int
     names = [f"validation_task_{t}" for t in range(1, size.tasks + 1)]
     by_run = {run_id: curve.sort_values("step") for run_id, curve in curves.groupby("run_id")}
     done, found = runs[~runs["seed"].isin(set(runs[runs["status"] != "done"]["seed"]))], {}
+    if done.empty:
+        raise BadInput("some run of every seed diverged, which leaves nothing to compare: lower the rate")
 
     def at(mine: Any, x_M: Any, pick: Callable[[Any], int]) -> Series:
         points = [(curve := by_run[run_id]).iloc[pick(curve)] for run_id in mine["run_id"]]
@@ -475,9 +477,11 @@ def _draw_singles(axes: Any, found: dict, size: Size, resource: str) -> None:
     for t, loss_M in reversed(list(enumerate(series.single_MxT.T))):
         axes.plot(series.x_M, loss_M, color=colormaps["viridis"](0.92 * t / size.tasks), lw=0.8, alpha=0.8)
     axes.plot(series.x_M, series.loss_M, color="black", lw=2.2, label="mean loss")
-    axes.set_ylim(0, 1.1)
+    for shade, words in ((0.0, "the most frequent task"), (0.92, "the rarest")):
+        axes.plot([], [], color=colormaps["viridis"](shade), lw=1.6, label=words)
+    axes.set_ylim(0, 1.05 * series.single_MxT.max())
     if resource == "N":
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower left", frameon=True, framealpha=0.85)
 
 
 PAPER = Paper(

@@ -7,18 +7,24 @@ the published scores of 12 BIG-G models, 2 million to 137 billion parameters out
 tasks, as an audit collected them with the tasks' number of questions, their chance level and whether papers cite them
 as emergent (18 are). Four questions:
 
-* Is B large where papers see emergence? A straight line over 12 sizes has B = 11 and a smooth logistic curve 25, a
+* Does B tell jumps, as it is used to? A straight line over 12 sizes has B = 11 and a smooth logistic curve 25, a
   jump more. But noise makes the median step larger and B smaller: with 100 questions a smooth logistic curve comes out
   at 12 and a three times steeper one at 15. So each task has a null of its own, a smooth logistic curve from chance
   to its best score under its own noise, and it is computed first in how many tasks B could tell a step from that.
 * How many tasks would be called emergent by luck? Scores were computed on at most 1,024 questions, often on far fewer
-  (as few as 8), and one looks at 12 sizes of 89 tasks. Guessing is binomial: its number of flagged tasks follows, and
-  what survives the correction for looking everywhere (Šidák over sizes, Holm over tasks, together 10 %).
+  (as few as 8), and one looks at 12 sizes of 89 tasks. Guessing is binomial: how many tasks it flags follows, and what
+  survives the correction for looking everywhere (Šidák over sizes, Holm over tasks, together 5 %). With few questions
+  hardly anything can survive it: the table says where a score of .1 above chance at one size would not.
 * Is guessing binomial around 1 / choices at all? That can be checked where no ability is at work: below chance. Models
   that prefer one answer to all questions are far above or far below chance on whole tasks without knowing anything.
   Whatever the mirrored rule finds below chance, the rule itself finds above it without any ability.
 * Is there one threshold, "about 1e11 parameters" as is often said? Each task has its own curve (analysis/thresholds.py:
-  logistic over log size, from chance to a free ceiling) with an interval over questions.
+  logistic over log size, from chance to a free ceiling) with an interval over questions. Tasks whose curve is not
+  half-way up at the largest size have one beyond it: in the median they count as above all others.
+
+Questions. Accuracies are published with four digits, so that most tell how many questions they are shares of. Where
+that is not the table's number (at most 1,024), the largest smaller one that all 12 sizes fit is taken, and where
+none fits (answers that count in part) the table's, and the table says so.
 
 What this cannot say. These are multiple-choice tasks with graded choices, one model family and one measurement per
 size; tasks that are scored by exact match, where most published jumps are, are not in the table. Questions are taken to
@@ -27,18 +33,19 @@ parameters too, so the claims on cited tasks are analogues. Sizes lie a factor o
 That a B is not beyond smooth curves does not make its curve smooth where there is little power to tell. Expectations of
 claims are the statements as they are commonly made and theory. How many tasks survive correction had been counted once
 before the margins were set, and `resolves` took the place of a first claim (cited tasks have a B above 25: none has)
-when simulations showed that noise alone keeps B below that, jump or not.
+when simulations showed that noise alone keeps B below that, jump or not. Claims on luck took the place of two on
+survival, in which few questions and no ability came out alike.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.claims import Claim, Measured
+from experiments.claims import Claim, Measured, share_of
 from experiments.registry import Job, Outcome, Paper
 
 if TYPE_CHECKING:
@@ -49,35 +56,39 @@ if TYPE_CHECKING:
 
 FILE = "bigg_audit_table.json"
 MOST_QUESTIONS = 1024  # that a score was computed on
+DIGITS = 4  # of the published accuracies
 LEVEL = 0.9
-ALPHA = 0.1  # family-wise
 RESOLVES = 0.8  # power of B against a smooth curve
+BEYOND = "no threshold within the scales"  # how analysis.thresholds begins what it says of those
 ABOVE, EARLY = 0.1, 0.05  # the audit's rule: chance + .1 at some size, at most chance + .05 at one of the smaller half
 DELTAS = (0.05, 0.1, 0.2)
 WEI = "Wei et al. 2022"
-SRIVASTAVA = "Srivastava et al. 2022"
 COMMON = "as commonly stated"
+USE = "breakthroughness as it is commonly used"
 
 
 def _claim(id: str, row: int, statement: str, source: str, expected: float, margin: float, **more: Any) -> Claim:
     return Claim(id, statement, source, expected, margin, "1", more.pop("scope", "same_regime"), LEVEL, row, **more)
 
 
-SHARE = (0.0, 1.0)
+SHARE, ENDLESS = (0.0, 1.0), (0.0, math.inf)
 CLAIMS = (
     _claim("resolves", 11, "B finds jumps in such tables: of the tasks that are above chance at all, share in which a "
            "step from chance to the best score would have, in 8 of 10 cases, a B beyond 95 % of smooth logistic curves",
-           SRIVASTAVA + ", section 3.4", 1.0, 0.5, possible=SHARE),
+           USE, 1.0, 0.5, possible=SHARE),
     _claim("tells", 11, "B tells cited tasks from others: chance that of a pair the cited one has the larger B (one "
-           "half: it tells nothing)", SRIVASTAVA + ", section 3.4", 1.0, 0.3, scope="toy_analogue", possible=SHARE),
-    _claim("cited_survive", 11, "tasks that papers cite as emergent are above chance at all: share that survives the "
-           "correction for looking at every size of every task", WEI, 1.0, 0.25, scope="toy_analogue", possible=SHARE),
-    _claim("flagged_survive", 11, "what the usual rule flags (near chance at a small size, .1 above it at some size) "
-           "is no luck: share that survives the same correction", COMMON, 1.0, 0.25, possible=SHARE),
+           "half: it tells nothing)", USE, 1.0, 0.3, scope="toy_analogue", possible=SHARE),
+    _claim("cited_luck", 11, "tasks that papers cite as emergent are above chance at all: so many as guessing would "
+           "lift by .1 at some size, as a share of those that are", WEI, 0.0, 0.25, scope="toy_analogue",
+           possible=ENDLESS),
+    _claim("flagged_luck", 11, "what the usual rule flags (near chance at a small size, .1 above it at some size) is "
+           "no luck: so many as guessing would lift, as a share of those flagged", COMMON, 0.0, 0.25,
+           possible=ENDLESS),
+    # The least margin that 89 tasks of which none survives can stay within.
     _claim("below", 11, "guessing is binomial around 1 / choices: share of tasks that survive the mirrored rule and "
-           "correction, .1 below chance", "theory of independent guesses", 0.0, 0.02, possible=SHARE),
-    _claim("place", 12, "abilities set in at 1e11 parameters: median threshold over tasks that have one, log10",
-           COMMON, 11.0, 0.5),
+           "correction, .1 below chance", "theory of independent guesses", 0.0, 0.025, possible=SHARE),
+    _claim("place", 12, "abilities set in at 1e11 parameters: median threshold over tasks that have one, log10; beyond "
+           "the table counts as above all", COMMON, 11.0, 0.5),
     _claim("one", 12, "there is one threshold for all tasks: share of pairs of tasks whose intervals of the threshold "
            "do not touch", COMMON, 0.0, 0.1, possible=SHARE),
 )  # fmt: skip
@@ -110,15 +121,28 @@ def scores() -> tuple[list[Scores], numpy.ndarray]:
 
 
 def scores_of(task: str, params: list[float], accuracy: list[float], questions: int, chance: float) -> Scores:
-    """A task as `jaxgpt emergence` takes it: one score a size, on at most 1,024 questions."""
+    """A task as `jaxgpt emergence` takes it: one score a size, on so many questions as `asked` finds."""
     import numpy as np
 
     from experiments.abilities import Scores
 
     scale_M, score_M = np.asarray(params, float), np.asarray(accuracy, float)
-    n_M = np.full(len(scale_M), min(questions, MOST_QUESTIONS))
+    n_M = np.full(len(scale_M), asked(score_M, min(questions, MOST_QUESTIONS)) or min(questions, MOST_QUESTIONS))
     rows = {"scale": scale_M, "score": score_M, "n": n_M, "seed": None}
     return Scores(task, scale_M, [score_M[m : m + 1] for m in range(len(scale_M))], n_M, chance, rows)
+
+
+def asked(accuracy_M: numpy.ndarray, most: int) -> int | None:
+    """The largest number of questions, at most so many, of which all accuracies are shares, as far as their digits say;
+    None where there is none. Half of it and more, lest a few round accuracies fit a handful.
+    """
+    import numpy as np
+
+    for n in range(most, most // 2, -1):
+        right_M = accuracy_M * n
+        if (np.abs(right_M - np.rint(right_M)) <= n * 10.0**-DIGITS / 2 + 1e-6).all():
+            return n
+    return None
 
 
 # --- measures ------------------------------------------------------------------------------------------------------
@@ -129,28 +153,34 @@ def measure(tasks: list[Scores], cited_T: numpy.ndarray, size: Size) -> tuple[di
     import numpy as np
     import pandas
 
-    from analysis.emergence import survivors
-    from experiments.abilities import measure
+    from analysis.emergence import chance_flags, survivors
+    from experiments.abilities import ALPHA, measure
 
     told: Any = pandas.DataFrame([measure(task, "logistic", LEVEL, size.resamples) for task in tasks])
     score_TxM, chance_T, n_T = _arrays(tasks)
     up, down = (survivors(score_TxM, chance_T, n_T, below=below) for below in (False, True))
-    above_T = (score_TxM >= chance_T[:, None] + ABOVE - 1e-9).any(axis=1)
+    above_T: numpy.ndarray = (score_TxM >= chance_T[:, None] + ABOVE - 1e-9).any(axis=1)
     early_T = (score_TxM[:, : score_TxM.shape[1] // 2] <= chance_T[:, None] + EARLY + 1e-9).any(axis=1)
     below_T = (score_TxM <= chance_T[:, None] - ABOVE + 1e-9).any(axis=1)
+    luck_T = chance_flags(chance_T, n_T, score_TxM.shape[1], ABOVE).task_T
+    # As if all were so far above chance at one size: what then survives could; that asks for Bonferroni's level.
+    could = survivors(np.rint((chance_T + ABOVE) * n_T)[:, None] / n_T[:, None], chance_T, n_T)
+    could_T = -np.expm1(score_TxM.shape[1] * np.log1p(-could.single_T)) * len(tasks) <= ALPHA
     told = told.assign(
-        questions=n_T, cited=cited_T, above=above_T, flagged=above_T & early_T, p_family=up.family_T,
-        survives=above_T & (up.family_T <= ALPHA), below=below_T, below_survives=below_T & (down.family_T <= ALPHA),
+        questions=n_T, whole=[asked(task.mean_M, int(n)) is not None for task, n in zip(tasks, n_T, strict=True)],
+        can_survive=could_T, falls=told["fall_p"] <= ALPHA, cited=cited_T, above=above_T,
+        flagged=above_T & early_T, p_family=up.family_T, survives=above_T & (up.family_T <= ALPHA), below=below_T,
+        below_survives=below_T & (down.family_T <= ALPHA),
     )  # fmt: skip
     b_T = told["breakthroughness"].to_numpy(float)
     told["beyond_smooth"] = b_T > told["smooth_95"].fillna(np.inf)
     measured = {
-        "resolves": share(told.loc[told["survives"], "power"].to_numpy() >= RESOLVES),
+        "resolves": share(told.loc[told["survives"] & ~told["falls"], "power"].to_numpy() >= RESOLVES),
         "tells": _tells(b_T, cited_T, size.over_tasks),
-        "cited_survive": share(told["survives"].to_numpy()[cited_T]),
-        "flagged_survive": share(told["survives"].to_numpy()[told["flagged"]]),
+        "cited_luck": _by_luck(luck_T[cited_T], int(above_T[cited_T].sum())),
+        "flagged_luck": _by_luck(luck_T, int(told["flagged"].sum())),
         "below": share(told["below_survives"].to_numpy()),
-        **_thresholds(told[told["threshold"].notna()], size.over_tasks),
+        **_thresholds(told, size.over_tasks),
     }
     told = told.assign(
         flags=["; ".join(flags) for flags in told["flags"]],
@@ -169,16 +199,20 @@ def _arrays(tasks: list[Scores]) -> tuple[numpy.ndarray, numpy.ndarray, numpy.nd
 
 
 def share(yes_T: numpy.ndarray) -> Measured:
-    """A share of tasks with the interval of Clopper & Pearson (1934), which stays within 0 and 1."""
-    from scipy.special import betaincinv
+    """A share of tasks with its interval; it leaves a claim open if there are fewer than 3."""
+    if len(yes_T) < 3:
+        return Measured(math.nan, -math.inf, math.inf, 1, f"only {len(yes_T)} tasks are of this kind")
+    return replace(share_of(int(yes_T.sum()), len(yes_T), LEVEL), seeds=1)
 
-    total, count = len(yes_T), int(yes_T.sum())
-    if total < 3:
-        return Measured(math.nan, -math.inf, math.inf, 1, f"only {total} tasks are of this kind")
-    tail = (1 - LEVEL) / 2
-    low = float(betaincinv(count, total - count + 1, tail)) if count else 0.0
-    high = float(betaincinv(count + 1, total - count, 1 - tail)) if count < total else 1.0
-    return Measured(count / total, low, high, 1)
+
+def _by_luck(luck_T: numpy.ndarray, seen: int) -> Measured:
+    """How many of these tasks guessing would flag, over how many are; the interval is of the luck."""
+    from analysis.emergence import number_of
+
+    if not seen:
+        return Measured(math.nan, -math.inf, math.inf, 1, "no task is flagged")
+    low, high = number_of(luck_T, LEVEL)
+    return Measured(float(luck_T.sum()) / seen, low / seen, high / seen, 1)
 
 
 def _tells(b_T: numpy.ndarray, cited_T: numpy.ndarray, resamples: int) -> Measured:
@@ -199,28 +233,37 @@ def _tells(b_T: numpy.ndarray, cited_T: numpy.ndarray, resamples: int) -> Measur
     return Measured(float(wins.mean()), float(low), float(high), 1)
 
 
-def _thresholds(found: Any, resamples: int) -> dict[str, Measured]:
-    """The median threshold and the share of pairs that do not touch, with intervals over tasks."""
+def _thresholds(told: Any, resamples: int) -> dict[str, Measured]:
+    """The median threshold, with those beyond the table as endless, and the share of pairs of those within that do not
+    touch; intervals over tasks.
+    """
     import numpy as np
 
+    found, beyond = (
+        told[told["threshold"].notna()],
+        int(told["threshold_remark"].fillna("").str.startswith(BEYOND).sum()),
+    )
     if len(found) < 5:
         few = Measured(math.nan, -math.inf, math.inf, 1, f"{len(found)} tasks have a threshold, 5 are needed")
         return {"place": few, "one": few}
     place_T = np.log10(found["threshold"].to_numpy(float))
     low_T, high_T = np.asarray([[_end(low, 0.0), _end(high, math.inf)] for low, high in found["threshold_interval"]]).T
     apart_TxT = (low_T[:, None] > high_T) | (high_T[:, None] < low_T)
+    all_T = np.concatenate([place_T, np.full(beyond, np.inf)])
     rng, medians, shares = np.random.default_rng(0), [], []
     for _ in range(resamples):
+        # The lower middle one: between a place and infinity there is no middle.
+        medians.append(np.sort(rng.choice(all_T, size=len(all_T)))[(len(all_T) - 1) // 2])
         drawn = rng.integers(len(found), size=len(found))
-        medians.append(np.median(place_T[drawn]))
         other = drawn[:, None] != drawn  # a task drawn twice is no pair
         shares.append(apart_TxT[np.ix_(drawn, drawn)][other].mean())
     pairs = ~np.eye(len(found), dtype=bool)
-    told = {}
-    for name, value, drawn in (("place", np.median(place_T), medians), ("one", apart_TxT[pairs].mean(), shares)):
-        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        told[name] = Measured(float(value), float(low), float(high), 1)
-    return told
+    both = {}
+    middle = np.sort(all_T)[(len(all_T) - 1) // 2]
+    for name, value, drawn in (("place", middle, medians), ("one", apart_TxT[pairs].mean(), shares)):
+        low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
+        both[name] = Measured(float(value), float(low), float(high), 1)
+    return both
 
 
 def _end(value: float | None, open_end: float) -> float:
@@ -265,8 +308,9 @@ def run(job: Job) -> Outcome:
              f"its {LEVEL:.0%} interval over questions (without noise a line has 11, a smooth logistic 25); smooth: "
              "what 95 % of smooth curves stay below with so many questions; power: share of steps beyond it; p: share "
              "of random orders of the sizes with a B as large; linearity / step: 1 of a line; above chance: whether "
-             f"some size is by .1, and survives correction. In all {int(table['beyond_smooth'].sum())} of {len(table)} "
-             f"tasks are beyond smooth curves; luck gives {0.05 * len(table):.1f}", _task_rows(table)),
+             f"some size is by .1, and survives correction (in {int(table['can_survive'].sum())} tasks .1 would). In "
+             f"all {int(table['beyond_smooth'].sum())} of {len(table)} tasks are beyond smooth curves; luck gives "
+             f"{0.05 * len(table):.1f}", _task_rows(table)),
             ("How many of the 89 tasks lie so far from chance at some size; in brackets how many independent guesses "
              f"give, with {LEVEL:.0%} of its distribution", _luck_rows(by_luck)),
             ("What the tasks' curves say of a threshold", _remark_rows(table)),
@@ -277,6 +321,9 @@ def run(job: Job) -> Outcome:
             "beyond_smooth_by_luck": 0.05 * len(table),
             "flagged": int(table["flagged"].sum()),
             "survive": int(table["survives"].sum()),
+            "survive_but_fall": int((table["survives"] & table["falls"]).sum()),
+            "can_survive": int(table["can_survive"].sum()),
+            "no_shares_of_whole_answers": table.loc[~table["whole"], "task"].tolist(),
             "survive_and_flagged": int((table["survives"] & table["flagged"]).sum()),
             "below_survive": int(table["below_survives"].sum()),
             "largest_breakthroughness": float(table["breakthroughness"].max()),
@@ -305,9 +352,11 @@ def _task_rows(table: Any) -> pandas.DataFrame:
     for one in _named(table).to_dict("records"):
         ends = one["breakthroughness_interval"]
         sure = "yes" if one["survives"] else "no" if not one["above"] else "not after correction"
+        sure += ", but falls with size" * (one["survives"] and one["falls"])
+        sure += "; .1 could not" * (not one["survives"] and not one["can_survive"])
         rows.append({
             "task": one["task"].replace("_", " "), "cited": "yes" if one["cited"] else "",
-            "questions": f"{one['questions']:,}",
+            "questions": f"{one['questions']:,}" + " (answers count in part)" * (not one["whole"]),
             "B": f"{one['breakthroughness']:.1f}" + (f" ({ends[0]:.1f} to {ends[1]:.1f})" if ends else ""),
             "smooth": f"{one['smooth_95']:.1f}", "power": f"{one['power']:.2f}", "p": f"{one['p']:.2g}",
             "linearity / step": f"{one['linearity_per_step']:.2f}", "above chance": sure,
@@ -373,7 +422,8 @@ def _draw_b(axes: Any, table: Any) -> None:
         axes.vlines(rank_T[kind], low_T[kind], high_T[kind], color=colour, lw=1, alpha=0.45)
         axes.plot(rank_T[kind], b_T[kind], "o", ms=4, mec="white", mew=0.4, color=colour, label=words)
     axes.axhline(0, color="0.35", lw=0.8)
-    axes.set_xlabel("task, by B")
+    axes.set_xticks([])
+    axes.set_xlabel(f"the {len(table)} tasks, by B")
     axes.set_ylabel("breakthroughness B")
     axes.legend(loc="upper left")
     axes.set_title(f"{int(table['beyond_smooth'].sum())} of {len(table)} tasks are beyond smooth curves")

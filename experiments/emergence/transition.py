@@ -459,7 +459,7 @@ def _draw_variances(axes: Any, found: dict[str, list[Curves]]) -> None:
 PAPER = Paper(
     name="transition",
     title="Phase transition or not: width and variance of a rise against the size of the system",
-    source="statement of row 15, as commonly made",
+    source="as commonly stated: emergence is a phase transition",
     claims=CLAIMS,
     takes={
         "smoke": "half a minute",

@@ -1,7 +1,6 @@
 """Srivastava et al. 2022: whether its verdicts can come out in each way, and the command on the published table."""
 
 import json
-import math
 import os
 import xml.etree.ElementTree
 from pathlib import Path
@@ -38,7 +37,9 @@ def test_tasks_that_all_set_in_at_one_size_say_so():
     )
     assert (said["place"], said["one"]) == ("reproduced", "reproduced")
     assert measured["place"].value == pytest.approx(11, abs=0.15)
-    assert measured["cited_survive"].value == 1
+    assert (said["cited_luck"], said["flagged_luck"]) == ("reproduced", "reproduced")
+    assert table["survives"].all()
+    assert table["can_survive"].all()
     assert table["flagged"].tolist() == [True] * 6
 
 
@@ -55,7 +56,8 @@ def test_guessing_survives_nothing_and_a_model_with_one_answer_is_found_below_ch
         for t in range(20)
     ]
     said, measured, table = verdicts(guesses, [True] * 10 + [False] * 10)
-    assert measured["cited_survive"].value == 0
+    assert not table["survives"].any()
+    assert (said["cited_luck"], said["flagged_luck"]) == ("not seen at this scale", "contradicted")
     assert table["above"].tolist().count(True) > 8  # uncorrected, many look able
     assert measured["below"].value == 0
     assert said["place"] == said["one"] == "inconclusive"  # no threshold to speak of
@@ -72,12 +74,25 @@ def test_a_b_that_goes_with_being_cited_is_told_and_one_that_does_not_is_not():
     assert paper._tells(np.where(cited, np.nan, b), cited, 100).value == 0  # a flat score does not jump
 
 
-def test_a_share_has_the_interval_of_clopper_and_pearson():
-    # 0 of 10: 1 - .05^(1/10); 3 of 10: from tables, 90 %
-    none, three = paper.share(np.zeros(10, bool)), paper.share(np.arange(10) < 3)
-    assert (none.value, none.low, none.high) == pytest.approx((0, 0, 1 - 0.05**0.1))
-    assert (three.value, three.low, three.high) == pytest.approx((0.3, 0.0873, 0.6066), abs=1e-4)
-    assert math.isinf(paper.share(np.ones(2, bool)).high)
+def test_fewer_than_three_tasks_leave_a_share_open():
+    assert verdict(paper.CLAIMS[0], paper.share(np.ones(2, bool))) == "inconclusive"
+    assert paper.share(np.arange(10) < 3).value == 0.3
+
+
+def test_questions_are_those_that_the_published_digits_are_shares_of():
+    right = np.array([12, 20, 31, 53])
+    assert paper.asked(np.round(right / 53, 4), 54) == 53
+    assert paper.asked(np.round(right / 54, 4), 54) == 54
+    assert paper.asked(np.round((right + 0.5) / 54, 4), 54) is None  # answers that count in part
+
+
+def test_thresholds_beyond_the_table_count_as_above_all_others():
+    within = {"threshold": [1e7, 1e8, 1e9, 1e10, 1e11], "threshold_remark": [None] * 5}
+    beyond = {"threshold": [np.nan] * 6, "threshold_remark": [paper.BEYOND + ": ..."] * 4 + ["not resolved"] * 2}
+    frames = [pd.DataFrame(each).assign(threshold_interval=[(1e6, 1e12)] * len(each["threshold"]))
+              for each in (within, beyond)]  # fmt: skip
+    assert paper._thresholds(frames[0], 50)["place"].value == 9
+    assert paper._thresholds(pd.concat(frames), 50)["place"].value == 11
 
 
 def test_luck_above_and_below_is_the_same_where_chance_is_one_half():
@@ -93,7 +108,9 @@ def test_the_published_table_has_the_audits_own_numbers(monkeypatch):
     assert (len(tasks), int(cited.sum())) == (89, 18)
     assert max(task.rows["n"].max() for task in tasks) == 1024
     by_luck = paper.luck(tasks)["above_by_luck"].tolist()
-    assert by_luck == pytest.approx([44.971, 17.727, 1.499], rel=0.01)  # the audit's, by its own code
+    assert by_luck == pytest.approx(
+        [44.971, 17.727, 1.499], rel=0.02
+    )  # the audit's, of as many questions as tasks have
 
 
 @pytest.mark.slow
