@@ -2,6 +2,9 @@
 
 A row is a task on a checkpoint. It is appended as soon as it is there, and a row that is there is not made again: by
 the digests of checkpoint and task, so that other weights or other examples count as new.
+
+An answer that a model makes is an exact match if the line says it and ends behind it. Likelihoods, and accuracies of
+tokens under them, are of the answer's own tokens, whatever follows: a model that would go on may find it likely.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from jaxgpt.tokenizer import Tokenizer
     from jaxgpt.trained import Trained
 
-VERSION = 1  # raised when the same checkpoint and task come to have other numbers
+VERSION = 2  # raised when the same checkpoint and task come to have other numbers
 KEY = ("run_id", "checkpoint", "definition", "ema")
 NOTHING = -1  # in place of a token: the row has ended
 MADE = ("exact_match", "edit_distance", "hamming", "token_accuracy")  # of answers that a model makes
@@ -47,12 +50,13 @@ COLUMNS = (
 WORDS = ("task", "run_id", "checkpoint", "definition", "place")
 WHOLE = ("step", "params_total", "params_non_embedding", "tokens", "seed", "n", "shots", "ema")
 LEGEND = (  # of the names that need one
-    ("edit_distance", "tokens to change"),
+    ("exact_match", "the line is the answer and ends there"),
+    ("edit_distance", "tokens to change, of at most one more than the answer has"),
     ("hamming", "share of wrong places"),
-    ("token_accuracy", "share of right tokens"),
+    ("token_accuracy", "share of right tokens, each behind the right ones"),
     ("masked_probability", "of the right one among the choices"),
-    ("right_probability", "of the whole right answer"),
-    ("token_log_likelihood", "of the right answer, nats per token"),
+    ("right_probability", "of the whole right answer, whatever follows"),
+    ("token_log_likelihood", "of the right answer, whatever follows, nats per token"),
 )
 
 
@@ -75,7 +79,8 @@ def evaluate(flags: Evaluate, console: Console) -> int:
             _check(saved, questions[key])
     rows = read(out)
     _check_definitions(rows, asked, out)
-    wanted = [(saved, task) for saved in found for task in asked]
+    # The same weights may lie in two folders.
+    wanted = list({_identity(saved, task, flags.ema): (saved, task) for saved in found for task in asked}.values())
     have = {_key(row): row for row in rows}
     to_do = [one for one in wanted if _identity(*one, flags.ema) not in have]
     many = f"{len(wanted)} row{'s' * (len(wanted) != 1)} wanted"
@@ -206,20 +211,25 @@ def _made(questions: Questions, trained: Trained) -> dict[str, Any]:
 
     tokenizer, rights = trained.tokenizer, [answer for (answer,) in questions.answers]
     ends = [i for i, spelled in enumerate(tokenizer.spelled) if b"\n" in spelled or i == tokenizer.separator]
-    # One token more than the right answer has: the end of the line, or what makes it wrong.
-    most = [len(right) + 1 for right in rights]
+    # Who spells the answer byte by byte may, and has one token more: the end of the line, or what makes it wrong.
+    texts, context = [tokenizer.decode(right) for right in rights], trained.config.model.context
+    most = [min(len(text) + 1, context - len(prompt) + 1)
+            for text, prompt in zip(texts, questions.prompts, strict=True)]  # fmt: skip
     said = greedy(trained.model, questions.prompts, most, ends=ends, vocabulary=tokenizer.vocab_size)
     lines = [_line(tokenizer, tokens, ends) for tokens in said]
     likely = likelihoods(trained.model, questions.prompts, rights, vocabulary=tokenizer.vocab_size)
-    cut = [_filled(line.tokens, len(right)) for line, right in zip(lines, rights, strict=True)]
+    # In bytes first, as the same text may be said in other tokens.
+    spelled = [right if line.text == text else line.tokens
+               for line, text, right in zip(lines, texts, rights, strict=True)]  # fmt: skip
+    cut = [_filled(tokens, len(right)) for tokens, right in zip(spelled, rights, strict=True)]
+    longest = max(map(len, rights)) + 1
     found = {
-        # In bytes, as the same text may be said in other tokens.
-        "exact_match": [
-            line.ended and line.text == tokenizer.decode(right) for line, right in zip(lines, rights, strict=True)
-        ],
+        "exact_match": [line.ended and line.text == text for line, text in zip(lines, texts, strict=True)],
         "edit_distance": scores.edit_distance(
-            np.stack([_filled(line.tokens, max(most)) for line in lines]),
-            np.stack([_filled(right, max(most)) for right in rights]),
+            np.stack(
+                [_filled(tokens[: len(right) + 1], longest) for tokens, right in zip(spelled, rights, strict=True)]
+            ),
+            np.stack([_filled(right, longest) for right in rights]),
             pad=NOTHING,
         ),
         "hamming": [scores.hamming(a[None], b[None].astype(int)) for a, b in zip(cut, rights, strict=True)],
@@ -404,15 +414,19 @@ def _name(saved: Saved) -> str:
     return f"weights {saved.name}" if saved.step is None else f"run {saved.name} step {saved.step:,}"
 
 
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Sorts rows; runs that differ in something else stay apart, and weights from elsewhere come first."""
+    seed, step = (-1 if row[name] is None else row[name] for name in ("seed", "step"))
+    return row["params_total"], seed, row["run_id"], step
+
+
 def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """The rows as tables, one for each task: by size, then by step."""
+    """The rows as tables, one for each task: by size, then by seed, then by step."""
     from analysis.plots import short
 
     shown: set[str] = set()
     for task in dict.fromkeys(row["task"] for row in rows):
-        mine = sorted(
-            (row for row in rows if row["task"] == task), key=lambda row: (row["params_total"], row["step"] or 0)
-        )
+        mine = sorted((row for row in rows if row["task"] == task), key=_place)
         names = [name for name in SHOWN if is_number(mine[0][name])]
         n, chance = mine[0]["n"], mine[0]["chance"]
         table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0, title_justify="left",

@@ -36,12 +36,13 @@ def kept(table: pandas.DataFrame, condition: str) -> numpy.ndarray:
         return f"_quoted_{len(quoted) - 1}"
 
     try:
-        tree = ast.parse(re.sub(r"`([^`]*)`", stand_in, condition).strip(), mode="eval").body
+        source = re.sub(r"`([^`]*)`", stand_in, condition).strip()
+        tree = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
         raise BadInput(f"--keep {condition!r} cannot be read; it may hold {ALLOWED}") from None
     names = {f"_quoted_{i}": name for i, name in enumerate(quoted)}
     try:
-        rows = _truth(tree, _Where(table, names, condition))
+        rows = _truth(tree, _Where(table, names, condition, source))
     except RecursionError:
         raise BadInput(f"--keep {condition!r} is nested too deeply to be read") from None
     if not rows.any():
@@ -51,11 +52,24 @@ def kept(table: pandas.DataFrame, condition: str) -> numpy.ndarray:
 
 @dataclass(frozen=True)
 class _Where:
-    """What an expression is read against: the table, the names that stood in backticks, and the words of the user."""
+    """What an expression is read against: the table, names in backticks, the user's words, and these as parsed."""
 
     table: pandas.DataFrame
     names: dict[str, str]
     condition: str
+    source: str
+
+    def text(self, node: ast.expr) -> str:
+        """What the user wrote there."""
+        return ast.get_source_segment(self.source, node) or ""
+
+    def in_quotes(self, node: ast.expr) -> str:
+        """The whole condition with quotes around this."""
+        line = self.source.encode()  # offsets are in bytes
+        parts = line[: node.col_offset], line[node.col_offset : node.end_col_offset], line[node.end_col_offset :]
+        before, word, after = (part.decode() for part in parts)
+        whole = before.replace('"', "'") + f"'{word}'" + after.replace('"', "'")
+        return re.sub(r"_quoted_\d+", lambda found: f"`{self.names[found[0]]}`", whole)
 
     def refuse(self) -> BadInput:
         return BadInput(f"--keep {self.condition!r} is not allowed; it may hold {ALLOWED}")
@@ -72,7 +86,7 @@ def _truth(node: ast.AST, where: _Where) -> numpy.ndarray:
         return ~_truth(node.operand, where)
     if not isinstance(node, ast.Compare):
         raise where.refuse()
-    sides = [_side(side, where) for side in (node.left, *node.comparators)]
+    sides = [_side(side, where) for side in _checked([node.left, *node.comparators], where)]
     rows = np.ones(len(where.table), dtype=bool)
     for left, by, right in zip(sides, node.ops, sides[1:], strict=False):
         if type(by) not in COMPARISONS:
@@ -84,6 +98,33 @@ def _truth(node: ast.AST, where: _Where) -> numpy.ndarray:
     return rows
 
 
+def _checked(sides: list[ast.expr], where: _Where) -> list[ast.expr]:
+    """What is compared. A word without quotes beside a column of words raises BadInput that corrects the expression.
+
+    A shell takes the outer quotes away, and `task == jump` is left.
+    """
+    import pandas
+
+    columns = [where.table.get(_name(side, where)) for side in sides]
+    if any(column is not None and not pandas.api.types.is_numeric_dtype(column) for column in columns):
+        for side, column in zip(sides, columns, strict=True):
+            text = where.text(side)
+            unquoted = not isinstance(side, ast.Constant) and not re.search("['\"]|_quoted_", text)
+            if column is None and unquoted:
+                raise BadInput(f'--keep {where.condition!r}: {text} is no column; words stand in quotes of their own: '
+                               f'--keep "{where.in_quotes(side)}"')  # fmt: skip
+    return sides
+
+
+def _name(node: ast.AST, where: _Where) -> str:
+    """The column that an expression names, also a dotted one such as train.seed; '' if it is no name."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.insert(0, node.attr)
+        node = node.value
+    return ".".join([where.names.get(node.id, node.id), *parts]) if isinstance(node, ast.Name) else ""
+
+
 def _side(node: ast.AST, where: _Where) -> Any:
     """A column, a number or a word."""
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float | str):
@@ -92,13 +133,9 @@ def _side(node: ast.AST, where: _Where) -> Any:
         value = _side(node.operand, where)
         if not isinstance(value, str):
             return -value
-    parts, inner = [], node
-    while isinstance(inner, ast.Attribute):  # a dotted column such as train.seed
-        parts.insert(0, inner.attr)
-        inner = inner.value
-    if not isinstance(inner, ast.Name):
+    name = _name(node, where)
+    if not name:
         raise where.refuse()
-    name = ".".join([where.names.get(inner.id, inner.id), *parts])
     return column(where.table, name, "--keep")
 
 

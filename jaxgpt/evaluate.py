@@ -82,7 +82,7 @@ def checkpoints(
     that did not learn to continue text. Raises BadInput for a pattern that nothing fits, and for such a run where no
     wildcard found it.
     """
-    found: dict[str, Saved] = {}
+    found: dict[tuple[Path, int | None], Saved] = {}  # one place may be named in several ways
     others: dict[tuple[Path, str], str] = {}  # what runs learned that continue no text
     for pattern in patterns:
         is_path = "/" in pattern or Path(pattern).is_dir()  # "*" means runs, not what lies around here
@@ -97,10 +97,10 @@ def checkpoints(
         if mine and not glob.has_magic(pattern):
             ((folder, run_id), what), *_ = mine.items()
             raise BadInput(f"run={run_id} in {folder} did not learn to continue text but {what}; leave it out")
-        others |= mine
+        others |= {(folder.resolve(), run_id): what for (folder, run_id), what in mine.items()}
         fit = [run for run in runs if run not in mine]
         for saved in (*map(_published, published), *(one for run in fit for one in _steps(*run, last, say))):
-            found.setdefault(f"{saved.place}@{saved.step}", saved)
+            found.setdefault((Path(saved.place).resolve(), saved.step), saved)
     if others:
         many = Counter(others.values()).most_common()
         kinds = [f"{what} ({count})" for what, count in many[:KINDS]]

@@ -150,6 +150,12 @@ def test_each_checkpoint_is_found_once_and_only_the_newest_if_that_is_asked(root
     assert [(saved.name, saved.step) for saved in both] == [("abd222", 2), ("abc111", 2)]
 
 
+def test_a_run_that_is_named_by_a_relative_path_too_is_found_once(root, monkeypatch):
+    monkeypatch.chdir(root)
+    found = checkpoints([f"{root}/a", "a/sweep/", "./a/../a/sweep/abc", "ab"], ".", last=True)
+    assert [(saved.name, saved.step) for saved in found] == [("abc111", 2), ("abd222", 2)]
+
+
 def test_a_checkpoint_is_loaded_as_it_stood_at_its_step(root):
     for saved, seed in zip(checkpoints(["*"], root), (1, 2, 11, 12), strict=True):
         loaded = saved.load()

@@ -38,6 +38,15 @@ def test_no_two_words_have_the_same_letters_and_every_size_has_some():
         assert ask(f"unscramble-{length}", 10).examples
 
 
+@pytest.mark.parametrize("length", [4, 5, 8])
+def test_a_word_to_unscramble_is_asked_once_and_never_after_it_was_shown(length):
+    words = [word for word in WORDS if len(word) == length]
+    asked = ask(f"unscramble-{length}", shots=3)
+    shown = [line.split(": ")[1] for line in asked.examples[0].prompt.splitlines()[:3]]
+    assert sorted([*shown, *(each.answer for each in asked.examples)]) == sorted(words)
+    assert asked.commonest == 0
+
+
 def test_a_key_gives_the_same_examples_again_and_another_key_others():
     assert ask("addition-4", key=3) == ask("addition-4", key=3)
     assert len({ask("addition-4", key=key).definition for key in range(4)}) == 4

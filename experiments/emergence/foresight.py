@@ -328,12 +328,12 @@ def tables(told: Told, size: Size) -> tuple[tuple[str, pandas.DataFrame], ...]:
         for name, found in (("published", told.foretold), ("our family", told.own_foretold))
     )  # fmt: skip
     curves = pandas.DataFrame(
-        {"told from": name, "share of variance": spoken(told.explained[name], LEVEL, ".2f", (-math.inf, 1)),
+        {"told from": name, "share of variance": spoken(told.explained[name], LEVEL, "z.2f", (-math.inf, 1)),
          "error (accuracy)": spoken(told.missed[name], LEVEL, ".3f", (0, 1))} for name in told.explained
     )  # fmt: skip
     ladder = pandas.DataFrame(
         {"measure of a question": rung,
-         "median correlation with size": spoken(_medians(value_SxI), LEVEL, ".2f", (-1, 1)),
+         "median correlation with size": spoken(_medians(value_SxI), LEVEL, "z.2f", (-1, 1)),
          "questions below 0.5": spoken((value_SxI < 0.5).sum(axis=1) / np.isfinite(value_SxI).sum(axis=1), LEVEL,
                                        ".2f", (0, 1)),
          "questions that all sizes answer alike": f"{np.isnan(value_SxI).mean():.0%}"}

@@ -159,7 +159,7 @@ def measure(tasks: list[Scores], cited_T: numpy.ndarray, size: Size) -> tuple[di
     told: Any = pandas.DataFrame([measure(task, "logistic", LEVEL, size.resamples) for task in tasks])
     score_TxM, chance_T, n_T = _arrays(tasks)
     up, down = (survivors(score_TxM, chance_T, n_T, below=below) for below in (False, True))
-    above_T: numpy.ndarray = (score_TxM >= chance_T[:, None] + ABOVE - 1e-9).any(axis=1)
+    above_T = np.asarray((score_TxM >= chance_T[:, None] + ABOVE - 1e-9).any(axis=1))
     early_T = (score_TxM[:, : score_TxM.shape[1] // 2] <= chance_T[:, None] + EARLY + 1e-9).any(axis=1)
     below_T = (score_TxM <= chance_T[:, None] - ABOVE + 1e-9).any(axis=1)
     luck_T = chance_flags(chance_T, n_T, score_TxM.shape[1], ABOVE).task_T

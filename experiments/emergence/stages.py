@@ -58,11 +58,14 @@ FIRST_SEED = 4  # settings were changed after seeds 0 to 3
 NEAR = 0.4  # natural log of the step: how far around a minimum its place is fitted
 
 
+STATED = {20: "abilities come in jumps", 21: "models learn in fixed stages"}
+
+
 def _claim(
     id: str, row: int, statement: str, expected: float, margin: float, unit: str = "1", least: float = -math.inf,
     against: bool = False,
 ) -> Claim:  # fmt: skip
-    source = f"against row {row}: fixed steps or jumps" if against else f"statement of row {row}, as commonly made"
+    source = f"against what is commonly stated: {STATED[row]}" if against else f"as commonly stated: {STATED[row]}"
     return Claim(id, statement, source, expected, margin, unit, "toy_analogue", LEVEL, row, (least, math.inf))
 
 
@@ -411,7 +414,7 @@ def _draw_steps(axes: Any, table: Any) -> None:
 PAPER = Paper(
     name="stages",
     title="Stages of learning text: uni-, bi- and trigrams in turn, and no jumps in between",
-    source="statements of rows 20 and 21, as commonly made",
+    source="as commonly stated: models learn in fixed stages; abilities come in jumps",
     claims=CLAIMS,
     takes={
         "smoke": "half a minute",

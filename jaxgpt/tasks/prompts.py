@@ -7,7 +7,8 @@
 
 What a model says ends with the line, or with the document. Of a task's examples the first few (`shots`) may stand
 solved before every prompt, one in a line; these are not asked. The same name, count, shots and key give the same
-examples everywhere.
+examples everywhere. Of words to unscramble each comes once, so that none that is asked stands solved before another;
+there are as many examples at most as common words of K letters.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 from jaxgpt.config import BadInput
 
 MADE = 200  # examples of a task that is made, unless it is said how many
-VERSION = 2  # raised when the same words come to mean other examples
+VERSION = 3  # raised when the same words come to mean other examples
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # No two are anagrams of one another, and as far as we know each is the only common English word of its letters.
 COMMON = (
@@ -154,11 +155,12 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator, int], Example], range]]
     "reversal": (_reversal, range(2, 101)),
     "unscramble": (_unscramble, range(4, 9)),
 }
+ANSWERED_ONCE = {"unscramble"}  # few answers, which solved examples would give away
 TRIES = 50  # draws for each example that is wanted: a small task runs out of new ones
 
 
 def _made(task: str, count: int, key: int) -> list[Example]:
-    """Different examples, at most `count`."""
+    """Examples that differ in what is asked, or in the answer of the families `ANSWERED_ONCE`; at most `count`."""
     family, _, size = task.rpartition("-")
     if family not in FAMILIES or not re.fullmatch("[0-9]{1,4}", size) or int(size) not in FAMILIES[family][1]:
         raise BadInput(_unknown(task))
@@ -167,7 +169,7 @@ def _made(task: str, count: int, key: int) -> list[Example]:
     found: dict[str, Example] = {}
     for _ in range(TRIES * count):
         example = make(rng, int(size))
-        found.setdefault(example.prompt, example)
+        found.setdefault(example.answer if family in ANSWERED_ONCE else example.prompt, example)
         if len(found) == count:
             break
     return list(found.values())

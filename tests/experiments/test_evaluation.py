@@ -11,9 +11,10 @@ import pytest
 from experiments import evaluation
 from jaxgpt import evaluate as outputs
 from jaxgpt import store
+from jaxgpt.config import ModelConfig, RunConfig
 from jaxgpt.evaluate import Likelihood
 from jaxgpt.tasks.prompts import ask
-from jaxgpt.tokenizer import BYTES
+from jaxgpt.tokenizer import BYTES, Tokenizer
 from jaxgpt.trained import Trained, load_model
 
 
@@ -150,6 +151,36 @@ def test_choices_are_scored_as_each_alone(command, raw, here):
         assert np.isnan(row["exact_match"])
 
 
+def test_an_answer_that_is_spelled_in_other_tokens_than_the_tokenizers_is_right(monkeypatch):
+    # Tokens: 0 the separator, 1 "12", 2 "1", 3 "2", 4 the line's end; the tokenizer spells 12 as one.
+    pairs = Tokenizer("", 0, (b"\0", b"12", b"1", b"2", b"\n"), None)
+    questions = evaluation.Questions(ask("addition-1", 3), [np.array([2])] * 3, [[np.array([1])]] * 3)
+    asked = []
+
+    def greedy(_model, _prompts, most, **_):
+        asked.extend(most)
+        return [np.array(said) for said in ([2, 3, 4], [1, 4], [2, 2, 2])]
+
+    monkeypatch.setattr(outputs, "greedy", greedy)
+    likely = Likelihood(np.log(np.full(1, 0.5, np.float32)), np.ones(1, bool))
+    monkeypatch.setattr(outputs, "likelihoods", lambda *_, **__: [likely] * 3)
+    for context, most in ((8, 3), (2, 2)):  # the bytes of 12 and one more; what fits behind the prompt
+        asked.clear()
+        trained = Trained(None, RunConfig(model=ModelConfig(context=context)), pairs, 0)
+        found = evaluation._made(questions, trained)
+        assert asked == [most] * 3
+        # The third says something else, of which two tokens count.
+        assert (found["exact_match"], found["edit_distance"], found["hamming"]) == pytest.approx((2 / 3, 2 / 3, 1 / 3))
+
+
+def test_rows_are_shown_by_size_then_seed_then_step():
+    rows = [{"params_total": n, "seed": seed, "run_id": run_id, "step": step}
+            for n, seed, run_id, step in ((9, 0, "c", 1), (5, None, "w", None), (5, 1, "a", 1), (5, 0, "b", 2),
+                                          (5, 1, "a", 2), (5, 0, "b", 1))]  # fmt: skip
+    shown = [(row["run_id"], row["step"]) for row in sorted(rows, key=evaluation._place)]
+    assert shown == [("w", None), ("b", 1), ("b", 2), ("a", 1), ("a", 2), ("c", 1)]
+
+
 def test_scores_of_what_is_said_are_as_by_hand(monkeypatch, here):
     (here / "a.jsonl").write_text(
         "".join(json.dumps({"prompt": "?", "answer": a}) + "\n" for a in ("12", "12", "345", "6"))
@@ -163,7 +194,7 @@ def test_scores_of_what_is_said_are_as_by_hand(monkeypatch, here):
         outputs, "greedy", lambda *_, **__: [np.frombuffer(line, np.uint8).astype(np.int32) for line in said]
     )
     monkeypatch.setattr(outputs, "likelihoods", lambda *_, **__: half)
-    found = evaluation._made(evaluation._questions(ask("a.jsonl"), BYTES), Trained(None, None, BYTES, 0))
+    found = evaluation._made(evaluation._questions(ask("a.jsonl"), BYTES), Trained(None, RunConfig(), BYTES, 0))
     expected = {
         "exact_match": 1 / 4,
         "edit_distance": (0 + 1 + 1 + 1) / 4,

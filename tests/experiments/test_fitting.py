@@ -306,6 +306,21 @@ def test_anything_else_than_comparisons_is_refused(condition):
         kept(ROWS, condition)
 
 
+@pytest.mark.parametrize(
+    ("condition", "right"),
+    [
+        ("w == x", "w == 'x'"),
+        ("loss < 3 and w != addition-3", "loss < 3 and w != 'addition-3'"),
+        ('w == "é" or `Training FLOP` > 1 and x.y == w', "w == 'é' or `Training FLOP` > 1 and 'x.y' == w"),
+    ],
+)
+def test_a_word_without_quotes_is_told_with_the_condition_that_was_meant(condition, right):
+    with pytest.raises(BadInput, match="is no column; words stand in quotes of their own") as refused:
+        kept(ROWS, condition)
+    assert str(refused.value).endswith(f'--keep "{right}"')
+    kept(ROWS, right.replace("'x.y' ==", "'x' =="))
+
+
 def test_a_condition_that_is_nested_too_deeply_is_refused():
     with pytest.raises(BadInput, match=r"--keep 'not not .* cannot be read"):
         kept(ROWS, 10_000 * "not " + "loss < 3")
