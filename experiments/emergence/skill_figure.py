@@ -21,7 +21,7 @@ SAID = {
     "mirage": "the metric leaps, the model does not: a mirage", "jump": "the model itself jumps",
     "smooth": "the model grows, smoothly",
     "undecided": "the rule cannot tell", "nothing emerges": "no rise from chance",
-    "already there": "above chance from the smallest size on",
+    "already there": "some of the smallest third know it already",
 }  # fmt: skip
 SOFT = {"ce": ("#b3451f", "s"), "brier": ("#d98f2b", "D"), "probability": ("#8a6d3b", "^")}
 SHOWN = {
