@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 DESCRIPTION = """jaxgpt: a JAX research codebase for the science of scale.
 
 Reproduce a paper (jaxgpt reproduce demo), train a model (jaxgpt train model.d_model=128), sweep over sizes, data and
-seeds (jaxgpt sweep model.d_model=32,64 train.steps=200,400), look at what is there (jaxgpt runs, show, diff), fit a
-scaling law to any table (jaxgpt fit) and plan with it (jaxgpt plan), put questions to checkpoints (jaxgpt evaluate) and
-ask which abilities of a table of scores appear suddenly (jaxgpt emergence), put all results on one page (jaxgpt
-report), let a model write (jaxgpt sample) and take it away (jaxgpt export). Kill anything at any time: the same command
-goes on where it was."""
+seeds (jaxgpt sweep model.d_model=32,64 train.steps=200,400), look at what is there (jaxgpt runs, show, diff) and
+inside it (jaxgpt anatomy), fit a scaling law to any table (jaxgpt fit) and plan with it (jaxgpt plan), put questions to
+checkpoints (jaxgpt evaluate) and ask which abilities of a table of scores appear suddenly (jaxgpt emergence), put all
+results on one page (jaxgpt report), let a model write (jaxgpt sample) and take it away (jaxgpt export). Kill anything
+at any time: the same command goes on where it was."""
 
 SWITCHES = ("--dry-run", "--dry_run", "--profile")  # flags of `train` and `sweep` that take no value
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.flags import (
+    Anatomy,
     Diff,
     Emergence,
     Evaluate,
@@ -223,6 +224,15 @@ def show(flags: Show, console: Console) -> None:
     seen = lookback.look(flags.run, flags.results)
     _write(flags.json, seen)
     lookback.print_run(seen, console)
+
+
+def anatomy(flags: Anatomy, console: Console) -> None:
+    """`jaxgpt anatomy`."""
+    from experiments import inside
+
+    target("--csv", flags.csv)
+    target("--figure", flags.figure)
+    inside.anatomy(flags, console)
 
 
 def diff(flags: Diff, console: Console) -> None:
@@ -475,19 +485,10 @@ def _write(path: Path | None, numbers: Any) -> None:
 
 
 COMMANDS: dict[type, tuple[str, Callable[[Any, Console], int | None]]] = {
-    List: ("list", list_),
-    Reproduce: ("reproduce", reproduce),
-    Report: ("report", report),
-    Train: ("train", train),
-    Sweep: ("sweep", sweep),
-    Fit: ("fit", fit),
-    Plan: ("plan", plan),
-    Emergence: ("emergence", emergence),
-    Runs: ("runs", runs),
-    Show: ("show", show),
-    Diff: ("diff", diff),
-    Sample: ("sample", sample),
-    Evaluate: ("evaluate", evaluate),
-    Export: ("export", export),
-    ExportHf: ("export-hf", export_hf),
-}
+    List: ("list", list_), Reproduce: ("reproduce", reproduce), Report: ("report", report),
+    Train: ("train", train), Sweep: ("sweep", sweep),
+    Fit: ("fit", fit), Plan: ("plan", plan), Emergence: ("emergence", emergence),
+    Runs: ("runs", runs), Show: ("show", show), Diff: ("diff", diff), Anatomy: ("anatomy", anatomy),
+    Sample: ("sample", sample), Evaluate: ("evaluate", evaluate),
+    Export: ("export", export), ExportHf: ("export-hf", export_hf),
+}  # fmt: skip

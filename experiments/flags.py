@@ -321,6 +321,30 @@ class Show:
 
 
 @dataclass(frozen=True)
+class Anatomy:
+    """What is inside a run's checkpoints, by layer: parameters that are not finite, how far they moved, dead units,
+    outliers of the residual stream, attention sinks, and what each block is worth.
+    """
+
+    run: RunName
+    """a run's id or the beginning of it, as `jaxgpt runs` shows; also FOLDER/ID, or a folder of Hugging Face weights"""
+    steps: Annotated[str, tyro.conf.arg(metavar="all|last|STEP,STEP")] = "all"
+    """checkpoints to look at (train.keep_every keeps more of them); 0: the initial parameters"""
+    windows: Annotated[int | None, tyro.conf.arg(metavar="W")] = None
+    """validation windows to look at; as many as hold 8,192 tokens unless given"""
+    corpus: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    """a file or folder whose held-out part is looked at; the run's own text unless given"""
+    csv: OptionalFile = None
+    """write the table here, a line per layer and checkpoint"""
+    figure: OptionalFile = None
+    """write the page of figures to this name, as .png and .svg"""
+    results: Path = Path("results/raw")
+    """folder below which the run is sought"""
+    json: OptionalFile = None
+    """write the table here, with what its columns mean, for machines"""
+
+
+@dataclass(frozen=True)
 class Diff:
     """Two runs side by side: where settings and versions differ, and the losses at the steps that both logged."""
 
@@ -382,7 +406,8 @@ class Evaluate:
     """What checkpoints answer, over sizes and training steps: a table of scores for `jaxgpt emergence`.
 
     Made tasks: addition-K, subtraction-K, multiplication-K (numbers of K digits), reversal-K, unscramble-K (words of K
-    letters). Rows are appended as they are done, and what is there is not done again.
+    letters). Rows are appended as they are done, and what is there is not done again. exact_match wants the answer and
+    the end of its line; likelihoods are of the answer, whatever follows.
     """
 
     runs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="GLOB [GLOB ...]")]
@@ -392,9 +417,10 @@ class Evaluate:
     task: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")]
     """tasks such as addition-3, or .jsonl files: a line is {"prompt", "answer"} or {"prompt", "choices", "right"}"""
     count: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """ask at most so many examples of each task; 200 of a made one and all of a file unless given"""
+    """ask at most so many examples of each task; 200 of a made one (of unscramble-K
+    all words of K letters, 8 to 45) and all of a file unless given"""
     shots: Annotated[int, tyro.conf.arg(metavar="K")] = 0
-    """solved examples in front of each prompt, the task's first ones"""
+    """solved examples in front of each prompt, the task's first ones; these are not asked"""
     key: int = 0
     """of the examples that are made: the same key, the same examples"""
     last: bool = False
