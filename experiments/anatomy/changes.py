@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from experiments.anatomy import family
-from experiments.anatomy.injection import arrays_of, with_arrays
+from experiments.anatomy.family import arrays_of, with_arrays
 
 if TYPE_CHECKING:
     import numpy

@@ -203,7 +203,7 @@ def _old_weights(w: Watched, windows: numpy.ndarray, size: Size) -> dict[str, fl
     import numpy as np
 
     from experiments.anatomy import units
-    from experiments.anatomy.injection import arrays_of, with_arrays
+    from experiments.anatomy.family import arrays_of, with_arrays
 
     then = int(w.dead_SxLxF[:-1].sum(axis=(1, 2)).argmax())
     back_LxF = w.dead_SxLxF[then] & ~w.dead_SxLxF[-1]

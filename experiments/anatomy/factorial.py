@@ -149,7 +149,7 @@ def looked_at(job: Job, runs: Any, window_WxT1: Any) -> pandas.DataFrame:
 
     from analysis.anatomy import dead, effectively_dead
     from experiments.anatomy import units
-    from experiments.anatomy.injection import arrays_of
+    from experiments.anatomy.family import arrays_of
     from jaxgpt import build
     from jaxgpt.trained import load_model
 

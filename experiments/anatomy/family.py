@@ -139,6 +139,28 @@ def params(member: Member, step: int | None = None) -> nnx.State:
     return nnx.split(load_model(f"{member.folder}/{member.run_id}", step=step or member.steps[-1]).model)[1]
 
 
+def arrays_of(state: nnx.State) -> dict[str, numpy.ndarray]:
+    """The parameters by their dotted names."""
+    import jax
+    import numpy as np
+
+    from jaxgpt.build import param_name
+
+    return {param_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def with_arrays(state: nnx.State, new: Mapping[str, Any]) -> nnx.State:
+    """The parameters with those named in `new` in place of their own."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxgpt.build import param_name
+
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(new[param_name(path)]) if param_name(path) in new else leaf, state
+    )
+
+
 def shuffled(state: nnx.State, seed: int) -> nnx.State:
     """A null: the same numbers in every tensor in another order, so that norms and outliers stay and structure goes."""
     import jax

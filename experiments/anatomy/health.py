@@ -117,7 +117,7 @@ def audited(members: Sequence[family.Member]) -> pandas.DataFrame:
     import pandas
 
     from analysis.anatomy import non_finite
-    from experiments.anatomy.injection import arrays_of
+    from experiments.anatomy.family import arrays_of
 
     rows = []
     for member in members:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from experiments.anatomy.injection import arrays_of, with_arrays
+from experiments.anatomy.family import arrays_of, with_arrays
 
 if TYPE_CHECKING:
     import numpy

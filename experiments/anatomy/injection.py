@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from experiments.anatomy.family import arrays_of, with_arrays
+
 if TYPE_CHECKING:
     import numpy
     from flax import nnx
@@ -171,28 +173,6 @@ def undisturbed(state: nnx.State, c: ModelConfig, tokens_T: numpy.ndarray) -> Cl
 
 
 # --- measurement -----------------------------------------------------------------------------------------------------
-
-
-def arrays_of(state: nnx.State) -> dict[str, numpy.ndarray]:
-    """The parameters by their dotted names."""
-    import jax
-    import numpy as np
-
-    from jaxgpt.build import param_name
-
-    return {param_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-
-
-def with_arrays(state: nnx.State, new: dict[str, numpy.ndarray]) -> nnx.State:
-    """The parameters with those named in `new` in place of their own."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxgpt.build import param_name
-
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(new[param_name(path)]) if param_name(path) in new else leaf, state
-    )
 
 
 def poisoned(state: nnx.State, arrays: dict[str, numpy.ndarray], site: Site, value: float) -> nnx.State:

@@ -187,7 +187,7 @@ def lengths(members: list[family.Member], optimizer: str, count_V: numpy.ndarray
     import numpy as np
     import pandas
 
-    from experiments.anatomy.injection import arrays_of
+    from experiments.anatomy.family import arrays_of
     from experiments.anatomy.streams import norms
 
     rows, tokens = [], []

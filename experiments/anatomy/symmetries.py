@@ -12,32 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy
-    from flax import nnx
 
     from analysis.matching import Group
     from jaxgpt.config import ModelConfig
 
 Arrays = dict[str, Any]  # NumPy arrays by the parameter's name
-
-
-def arrays(state: nnx.State) -> Arrays:
-    """Parameters by name, as NumPy arrays."""
-    import jax
-    import numpy as np
-
-    from jaxgpt.build import param_name
-
-    return {param_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-
-
-def state_of(params: Mapping[str, Any], like: nnx.State) -> nnx.State:
-    """The state with these parameters."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxgpt.build import param_name
-
-    return jax.tree_util.tree_map_with_path(lambda path, _: jnp.asarray(params[param_name(path)]), like)
 
 
 def axes_of(c: ModelConfig, params: Mapping[str, Any]) -> dict[str, tuple[str | None, ...]]:

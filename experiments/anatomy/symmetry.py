@@ -36,7 +36,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.anatomy import family
-from experiments.anatomy.symmetries import ALL, NONE, SYMMETRIES, Arrays, arrays, axes_of, groups_of, state_of
+from experiments.anatomy.family import arrays_of, with_arrays
+from experiments.anatomy.symmetries import ALL, NONE, SYMMETRIES, Arrays, axes_of, groups_of
 from experiments.claims import Claim, Measured, of_those_that_have, spoken
 from experiments.registry import Job, Outcome, Paper
 from jaxgpt.config import BadInput
@@ -105,11 +106,11 @@ def moved(member: Member, state: nnx.State, tokens_WxT: Any) -> dict[str, Moved]
     from analysis import matching
 
     forward = _logits(member.model)
-    params, logits = arrays(state), np.asarray(forward(state, tokens_WxT), float)
+    params, logits = arrays_of(state), np.asarray(forward(state, tokens_WxT), float)
     norm, found = matching.norm(params), {}
     for number, (name, change) in enumerate((SYMMETRIES | NONE).items()):
         other = change(params, member.model, np.random.default_rng([number, member.seed]))
-        difference = np.abs(np.asarray(forward(state_of(other, state), tokens_WxT), float) - logits).max()
+        difference = np.abs(np.asarray(forward(with_arrays(state, other), tokens_WxT), float) - logits).max()
         found[name] = Moved(float(difference / logits.std()), matching.distance(params, other) / norm)
     return found
 
@@ -195,9 +196,9 @@ def look(members: Sequence[Member], size: Size, window_WxT1: numpy.ndarray) -> F
         evaluate, like = family.losses(c), states[mine[0].seed]
 
         def loss(params: Arrays, evaluate: Any = evaluate, like: nnx.State = like) -> float:
-            return float(evaluate(state_of(params, like), window_WxT1[: size.windows]).mean())
+            return float(evaluate(with_arrays(like, params), window_WxT1[: size.windows]).mean())
 
-        params = {seed: arrays(state) for seed, state in states.items()}
+        params = {seed: arrays_of(state) for seed, state in states.items()}
         own = {seed: loss(each) for seed, each in params.items()}
         tokens_WxT = window_WxT1[: size.looked, :-1]
         by_width[width] = {member.seed: moved(member, states[member.seed], tokens_WxT) for member in mine}

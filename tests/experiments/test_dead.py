@@ -27,7 +27,7 @@ KILLED[0, 3], KILLED[1, [5, 6]] = True, True
 def state():
     """Of its units those of KILLED are dead on any input that a norm lets through."""
     params = jax.tree.map(jnp.asarray, build.init_params(MODEL, 0))
-    arrays = injection.arrays_of(params)
+    arrays = family.arrays_of(params)
     names = [f"layers.{i}.mlp.up.bias" for i in range(2)]
     new = {name: np.where(gone, -100, arrays[name]) for name, gone in zip(names, KILLED, strict=True)}
     return injection.with_arrays(params, {name: x.astype(np.float32) for name, x in new.items()})
@@ -72,7 +72,7 @@ def test_dead_units_are_found_and_their_removal_changes_no_bit_and_that_of_livin
 
 def test_old_weights_fire_where_the_stream_moved_and_not_where_they_did(monkeypatch):
     monkeypatch.setattr(dead, "FEWEST", 1)
-    last, arrays = jax.tree.map(jnp.asarray, build.init_params(MODEL, 0)), injection.arrays_of(state())
+    last, arrays = jax.tree.map(jnp.asarray, build.init_params(MODEL, 0)), family.arrays_of(state())
     still = {name: np.zeros_like(arrays[name]) for name in arrays if "mlp_norm" in name}
     member = family.Member("x", override(RunConfig(), {}), Path(), (10, 20))
     monkeypatch.setattr(family.Member, "model", MODEL)

@@ -70,7 +70,7 @@ def test_theory_of_relu_does_not_hold_for_gelu():
     gelu = dataclasses.replace(relu, mlp="gelu")
     params = jax.tree.map(jnp.asarray, build.init_params(gelu, 0))
     site = injection.Site("mlp.up.bias", "layers.0.mlp.up.bias", (3,), 0)
-    bad = injection.poisoned(params, injection.arrays_of(params), site, -math.inf)
+    bad = injection.poisoned(params, family.arrays_of(params), site, -math.inf)
     measured_t = injection.no_numbers(np.asarray(injection.outputs(gelu)(bad, TOKENS[:8])))
     clean = injection.undisturbed(params, relu, TOKENS[:8])
     assert (measured_t == injection.lost(site, -math.inf, clean, gelu, 8)).all()
@@ -143,9 +143,9 @@ def test_largest_inputs_are_those_of_the_matrices_and_what_is_taken_out_is_0():
     for name, reads in (("reads", clean.reads), ("thinks", clean.thinks)):
         for block in range(2):
             assert np.asarray(inputs[f"{block}.{name}"]) == pytest.approx(abs(reads[block][:64]).max(axis=0), abs=1e-5)
-    arrays = injection.arrays_of(state())
+    arrays = family.arrays_of(state())
     name = "layers.1.mlp.down.kernel"
-    left = injection.arrays_of(heaviest.without(state(), arrays, [(name, 5), (name, 9)]))
+    left = family.arrays_of(heaviest.without(state(), arrays, [(name, 5), (name, 9)]))
     assert np.flatnonzero(left[name] != arrays[name]).tolist() == [5, 9]
     assert left[name].reshape(-1)[[5, 9]].tolist() == [0, 0]
     assert all((left[other] == arrays[other]).all() for other in arrays if other != name)

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from analysis import matching
-from experiments.anatomy import symmetries, symmetry
+from experiments.anatomy import family, symmetries, symmetry
 from experiments.claims import verdict
 from jaxgpt import build
 from jaxgpt.config import ModelConfig
@@ -23,7 +23,7 @@ MODEL = ModelConfig(d_model=12, n_heads=3, n_layers=2, context=6, vocab_size=16,
 def network():
     """Parameters of which none is 0 or 1 by its start."""
     rng = np.random.default_rng(0)
-    params = symmetries.arrays(build.init_params(MODEL, 0))
+    params = family.arrays_of(build.init_params(MODEL, 0))
     return {name: (array + 0.3 * rng.standard_normal(array.shape)).astype(np.float32) for name, array in params.items()}
 
 
@@ -32,7 +32,7 @@ def logits():
     like = build.init_params(MODEL, 0)
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, 16, (2, 6)))
     forward = jax.jit(lambda state: nnx.merge(build.graphdef(MODEL), state)(tokens))
-    return lambda params: np.asarray(forward(symmetries.state_of(params, like)))
+    return lambda params: np.asarray(forward(family.with_arrays(like, params)))
 
 
 @pytest.mark.parametrize("name", symmetries.SYMMETRIES)
@@ -69,7 +69,7 @@ def test_matching_finds_the_permutation_of_a_whole_network(network):
 
 def test_parameters_and_states_turn_into_each_other():
     state = build.init_params(MODEL, 1)
-    back = symmetries.state_of(symmetries.arrays(state), state)
+    back = family.with_arrays(state, family.arrays_of(state))
     assert jax.tree.structure(back) == jax.tree.structure(state)
     for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(one, other)
