@@ -3,8 +3,8 @@
 M is a size, T a task, B a resample. Breakthroughness is that of BIG-bench (Srivastava et al. 2022, section 3.4 and
 appendix B), linearity after it (the same with the mean in place of the median; both normalisations in use are told
 apart by name, since we could not check which is theirs): heuristics on the order of sizes alone, blind to how far apart
-sizes lie. A smooth logistic
-curve of 12 sizes scores 25 where a straight line scores 11, so neither detects a jump without the nulls beside it.
+sizes lie. A smooth logistic curve of 12 sizes scores 25 where a straight line scores 11, so neither detects a jump
+without the nulls beside it.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ as emergent (18 are). Four questions:
 
 Questions. Accuracies are published with four digits, so that most tell how many questions they are shares of. Where
 that is not the table's number (at most 1,024), the largest smaller one that all 12 sizes fit is taken, and where
-none fits (answers that count in part) the table's, and the table says so.
+none fits the table's, and the table says so.
 
 What this cannot say. These are multiple-choice tasks with graded choices, one model family and one measurement per
 size; tasks that are scored by exact match, where most published jumps are, are not in the table. Questions are taken to
@@ -34,7 +34,7 @@ That a B is not beyond smooth curves does not make its curve smooth where there 
 claims are the statements as they are commonly made and theory. How many tasks survive correction had been counted once
 before the margins were set, and `resolves` took the place of a first claim (cited tasks have a B above 25: none has)
 when simulations showed that noise alone keeps B below that, jump or not. Claims on luck took the place of two on
-survival, in which few questions and no ability came out alike.
+survival, in which few questions and no ability came out alike, after these had been seen.
 """
 
 from __future__ import annotations
@@ -71,19 +71,18 @@ def _claim(id: str, row: int, statement: str, source: str, expected: float, marg
     return Claim(id, statement, source, expected, margin, "1", more.pop("scope", "same_regime"), LEVEL, row, **more)
 
 
-SHARE, ENDLESS = (0.0, 1.0), (0.0, math.inf)
+SHARE = (0.0, 1.0)
 CLAIMS = (
     _claim("resolves", 11, "B finds jumps in such tables: of the tasks that are above chance at all, share in which a "
            "step from chance to the best score would have, in 8 of 10 cases, a B beyond 95 % of smooth logistic curves",
            USE, 1.0, 0.5, possible=SHARE),
     _claim("tells", 11, "B tells cited tasks from others: chance that of a pair the cited one has the larger B (one "
            "half: it tells nothing)", USE, 1.0, 0.3, scope="toy_analogue", possible=SHARE),
-    _claim("cited_luck", 11, "tasks that papers cite as emergent are above chance at all: so many as guessing would "
-           "lift by .1 at some size, as a share of those that are", WEI, 0.0, 0.25, scope="toy_analogue",
-           possible=ENDLESS),
-    _claim("flagged_luck", 11, "what the usual rule flags (near chance at a small size, .1 above it at some size) is "
-           "no luck: so many as guessing would lift, as a share of those flagged", COMMON, 0.0, 0.25,
-           possible=ENDLESS),
+    _claim("cited_able", 11, "tasks that papers cite as emergent are above chance at all: share that is able, as the "
+           "number that lies .1 above chance at some size, beyond what guessing lifts so far, tells", WEI, 1.0, 0.25,
+           scope="toy_analogue", possible=SHARE),
+    _claim("lucky", 11, "what lies .1 above chance at some size is no luck: share of such tasks that guessing accounts "
+           "for", COMMON, 0.0, 0.25, possible=SHARE),
     # The least margin that 89 tasks of which none survives can stay within.
     _claim("below", 11, "guessing is binomial around 1 / choices: share of tasks that survive the mirrored rule and "
            "correction, .1 below chance", "theory of independent guesses", 0.0, 0.025, possible=SHARE),
@@ -177,8 +176,8 @@ def measure(tasks: list[Scores], cited_T: numpy.ndarray, size: Size) -> tuple[di
     measured = {
         "resolves": share(told.loc[told["survives"] & ~told["falls"], "power"].to_numpy() >= RESOLVES),
         "tells": _tells(b_T, cited_T, size.over_tasks),
-        "cited_luck": _by_luck(luck_T[cited_T], int(above_T[cited_T].sum())),
-        "flagged_luck": _by_luck(luck_T, int(told["flagged"].sum())),
+        "cited_able": able(luck_T[cited_T], int(above_T[cited_T].sum())),
+        "lucky": lucky(luck_T, int(above_T.sum())),
         "below": share(told["below_survives"].to_numpy()),
         **_thresholds(told, size.over_tasks),
     }
@@ -205,14 +204,31 @@ def share(yes_T: numpy.ndarray) -> Measured:
     return replace(share_of(int(yes_T.sum()), len(yes_T), LEVEL), seeds=1)
 
 
-def _by_luck(luck_T: numpy.ndarray, seen: int) -> Measured:
-    """How many of these tasks guessing would flag, over how many are; the interval is of the luck."""
+def able(luck_T: numpy.ndarray, seen: int) -> Measured:
+    """Share of these tasks with an ability, if all that have one are seen and others as often as guessing is lifted:
+    (seen - luck) / (all - luck). luck_T: probabilities; the interval is of how many tasks luck lifts.
+    """
+    low, value, high = (_able(luck, seen, len(luck_T)) for luck in _luck_ends(luck_T)[::-1])
+    return Measured(value, low, high, 1)
+
+
+def lucky(luck_T: numpy.ndarray, seen: int) -> Measured:
+    """Share of the tasks seen that have no ability, on the same terms: (1 - able) luck / seen."""
+    if not seen:
+        return Measured(math.nan, -math.inf, math.inf, 1, "no task lies so far above chance")
+    low, value, high = (min(1.0, (1 - _able(luck, seen, len(luck_T))) * luck / seen) for luck in _luck_ends(luck_T))
+    return Measured(value, low, high, 1)
+
+
+def _able(luck: float, seen: int, tasks: int) -> float:
+    return min(1.0, max(0.0, (seen - luck) / (tasks - luck)))
+
+
+def _luck_ends(luck_T: numpy.ndarray) -> tuple[float, float, float]:
     from analysis.emergence import number_of
 
-    if not seen:
-        return Measured(math.nan, -math.inf, math.inf, 1, "no task is flagged")
     low, high = number_of(luck_T, LEVEL)
-    return Measured(float(luck_T.sum()) / seen, low / seen, high / seen, 1)
+    return low, float(luck_T.sum()), min(high, len(luck_T) - 1)
 
 
 def _tells(b_T: numpy.ndarray, cited_T: numpy.ndarray, resamples: int) -> Measured:
@@ -356,7 +372,7 @@ def _task_rows(table: Any) -> pandas.DataFrame:
         sure += "; .1 could not" * (not one["survives"] and not one["can_survive"])
         rows.append({
             "task": one["task"].replace("_", " "), "cited": "yes" if one["cited"] else "",
-            "questions": f"{one['questions']:,}" + " (answers count in part)" * (not one["whole"]),
+            "questions": f"{one['questions']:,}" + " (fit no whole answers)" * (not one["whole"]),
             "B": f"{one['breakthroughness']:.1f}" + (f" ({ends[0]:.1f} to {ends[1]:.1f})" if ends else ""),
             "smooth": f"{one['smooth_95']:.1f}", "power": f"{one['power']:.2f}", "p": f"{one['p']:.2g}",
             "linearity / step": f"{one['linearity_per_step']:.2f}", "above chance": sure,

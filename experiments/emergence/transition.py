@@ -36,7 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.claims import Claim, Measured, over_seeds, spoken
+from experiments.claims import Claim, Measured, of_those_that_have, spoken
 from experiments.registry import Job, Outcome, Paper, check_complete
 from jaxgpt.config import RunConfig, override
 
@@ -229,12 +229,8 @@ def measure(found: dict[str, list[Curves]], size: Size) -> dict[str, Measured]:
         return exponents([n for n, _ in chosen], np.stack([width_S for _, width_S in chosen]))
 
     def of_seeds(values_S: numpy.ndarray) -> Measured:
-        there_S = values_S[np.isfinite(values_S)]
-        lacks = size.seeds - len(there_S)
-        remark = f"{lacks} of {size.seeds} runs do not get from 10 to 90 % at some size, or were not done"
-        if not len(there_S):
-            return Measured(math.nan, math.nan, math.nan, 0, remark)
-        return over_seeds(there_S, LEVEL, remark if lacks else "")
+        why = "it does not get from 10 to 90 % at some size, or was not done"
+        return of_those_that_have(values_S, size.seeds, why, LEVEL)
 
     late_S, early_S = slopes("chain", 8, 32), slopes("chain", 1, 4)
     bits = sorted(size.bits)

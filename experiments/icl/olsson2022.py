@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.claims import Claim, Measured, over_seeds
+from experiments.claims import Claim, Measured, of_those_that_have
 from experiments.registry import Job, Outcome, Paper, check_complete
 from jaxgpt.config import RunConfig, override
 
@@ -206,13 +206,7 @@ def measure(table: Any, seeds: int) -> dict[str, Measured]:
     one, two = (table[table["model.n_layers"] == n].set_index("train.seed") for n in (1, DEPTH))
 
     def of_runs(values_S: Any, why: str = "") -> Measured:
-        values_S = np.asarray(values_S, float)
-        there_S = values_S[np.isfinite(values_S)]
-        lacks = seeds - len(there_S)
-        remark = f"{lacks} of {seeds} seeds have no value: {why}the run was not done" if lacks else ""
-        if not len(there_S):
-            return Measured(math.nan, math.nan, math.nan, 0, remark)
-        return over_seeds(there_S, LEVEL, remark)
+        return of_those_that_have(values_S, seeds, why + "the run was not done", LEVEL)
 
     flat = "a curve is flat, or "
     return {

@@ -37,7 +37,7 @@ def test_tasks_that_all_set_in_at_one_size_say_so():
     )
     assert (said["place"], said["one"]) == ("reproduced", "reproduced")
     assert measured["place"].value == pytest.approx(11, abs=0.15)
-    assert (said["cited_luck"], said["flagged_luck"]) == ("reproduced", "reproduced")
+    assert (said["cited_able"], said["lucky"]) == ("reproduced", "reproduced")
     assert table["survives"].all()
     assert table["can_survive"].all()
     assert table["flagged"].tolist() == [True] * 6
@@ -57,7 +57,8 @@ def test_guessing_survives_nothing_and_a_model_with_one_answer_is_found_below_ch
     ]
     said, measured, table = verdicts(guesses, [True] * 10 + [False] * 10)
     assert not table["survives"].any()
-    assert (said["cited_luck"], said["flagged_luck"]) == ("not seen at this scale", "contradicted")
+    assert said["cited_able"] == "not seen at this scale"
+    assert said["lucky"] != "reproduced"
     assert table["above"].tolist().count(True) > 8  # uncorrected, many look able
     assert measured["below"].value == 0
     assert said["place"] == said["one"] == "inconclusive"  # no threshold to speak of
@@ -77,6 +78,17 @@ def test_a_b_that_goes_with_being_cited_is_told_and_one_that_does_not_is_not():
 def test_fewer_than_three_tasks_leave_a_share_open():
     assert verdict(paper.CLAIMS[0], paper.share(np.ones(2, bool))) == "inconclusive"
     assert paper.share(np.arange(10) < 3).value == 0.3
+
+
+def test_on_the_luck_of_the_published_table_claims_come_out_either_way():
+    luck_T = np.full(89, 0.2)  # 17.8 of 89, 3.6 of 18
+    claims = {claim.id: claim for claim in paper.CLAIMS}
+    assert [verdict(claims["lucky"], paper.lucky(luck_T, seen)) for seen in (80, 20)] == ["reproduced", "contradicted"]
+    few = [verdict(claims["cited_able"], paper.able(luck_T[:18], seen)) for seen in (18, 4)]
+    assert few == ["reproduced", "not seen at this scale"]
+    # half of them able, and a fifth of the others lifted
+    assert paper.able(np.full(100, 0.2), 60).value == pytest.approx(0.5)
+    assert paper.lucky(np.full(100, 0.2), 60).value == pytest.approx(10 / 60)
 
 
 def test_questions_are_those_that_the_published_digits_are_shares_of():
