@@ -4,7 +4,8 @@ A hard metric (all L answers of a chain right) can leap where each single answer
 (Schaeffer et al. 2023). Then nothing but the metric jumps. If a soft metric of the same outputs (cross-entropy, the
 probability of the right answer) leaps too, the ability does. And where the hard one does not leap there is no mirage,
 but an ability that grows under any metric: a leap is a logistic curve through it that is at its middle at least twice
-as steep as a straight line in ln(scale) over the same scales. Which it is, `diagnose` reads off runs over scales and
+as steep as a straight line in ln(scale) over the same scales, and a fifth steeper than that through the soft metric
+(p^8 of a logistic p is a third narrower than p). Which it is, `diagnose` reads off runs over scales and
 seeds, by two laws of the soft metric with as many free numbers each:
 
     smooth   y = a + (b - a) g(u) + noise         every run lies near one curve
@@ -35,6 +36,7 @@ Verdict = Literal["mirage", "jump", "smooth", "undecided", "nothing emerges", "a
 DECISIVE = math.log(20)  # likelihood ratio, in nats, from which on one law is better than the other
 NEAR_CHANCE, HIGH = 0.1, 0.5  # shares of the way from chance to 1: the ability has not begun, and is there
 LEAP = 2.0  # times as steep as a straight rise
+SHARPER = 1.2  # times as steep as the soft metric
 PREDICTED = 0.9  # share of the hard metric's variance that must follow from single answers
 LEAST_NOISE = 0.01  # standard deviation, in ranges of the soft metric: what is below is no evidence
 PLACES, WIDTHS, ROUNDS = 55, 28, 40
@@ -72,6 +74,7 @@ class Diagnosis:
     verdict   in a word; `reason` in a sentence
     soft      both laws of the soft metric
     leap      how many times as steep as a straight rise the hard metric is at its steepest; NaN where it is flat
+    soft_leap the same of the soft metric
     r2        share of the hard metric's variance over runs that its prediction from single answers explains
     excess    mean of hard metric minus prediction: dependence between answers, not an ability of its own
     """
@@ -80,28 +83,27 @@ class Diagnosis:
     reason: str
     soft: Laws
     leap: float
+    soft_leap: float
     r2: float
     excess: float
 
 
 def diagnose(
-    scale_R: ArrayLike, soft_R: ArrayLike, hard_R: ArrayLike, predicted_R: ArrayLike | None, chance: float = 0.0
+    scale_R: ArrayLike, soft_R: ArrayLike, hard_R: ArrayLike, predicted_R: ArrayLike, chance: float = 0.0
 ) -> Diagnosis:
     """Whether what appears in the hard metric is its own making. One row a run: a scale may have several seeds.
 
     soft_R: better when larger, e.g. minus the cross-entropy. hard_R: shares in [0, 1] with this chance; predicted_R:
-    the same from accuracies of single answers, e.g. their product; None where the hard metric grades single answers, so
-    that only the soft one decides. Raises ValueError for fewer than 5 scales, and for what is not finite.
+    the same from single answers, e.g. the product of their accuracies or their probabilities. Raises ValueError for fewer than 5 scales, and for what is not finite.
     """
-    given = (scale_R, soft_R, hard_R, hard_R if predicted_R is None else predicted_R)
-    scale, soft, hard, predicted = (np.asarray(x, np.float64) for x in given)
+    scale, soft, hard, predicted = (np.asarray(x, np.float64) for x in (scale_R, soft_R, hard_R, predicted_R))
     laws = two_laws(scale, soft)
-    leap = steepness(scale, hard)
+    leap, soft_leap = steepness(scale, hard), steepness(scale, soft)
     r2, excess = r_squared(hard, predicted), float(np.mean(hard - predicted))
     mean_K = np.asarray([hard[scale == one].mean() for one in np.unique(scale)]) - chance
 
     def found(verdict: Verdict, reason: str) -> Diagnosis:
-        return Diagnosis(verdict, reason, laws, leap, r2, excess)
+        return Diagnosis(verdict, reason, laws, leap, soft_leap, r2, excess)
 
     # A jump may come early by luck at one small scale of a single seed, or be missing at one large one.
     low, high = np.median(mean_K[: len(mean_K) // 3 + 1]), mean_K[-2:].max()
@@ -117,8 +119,9 @@ def diagnose(
     if not leap >= LEAP:
         return found("smooth", f"the soft metric is smooth, and the hard one does not leap: {leap:.1f} times as steep "
                      "as a straight rise")  # fmt: skip
-    if predicted_R is None:
-        return found("smooth", "the soft metric is smooth, and the hard one grades single answers too")
+    if not leap >= SHARPER * soft_leap:
+        return found("smooth", f"the soft metric is smooth, and the hard one hardly steeper: {leap / soft_leap:.1f} "
+                     "times")  # fmt: skip
     if not r2 >= PREDICTED:
         return found("undecided", f"the soft metric is smooth, but single answers explain only {max(r2, 0):.0%} of the "
                      "hard one")  # fmt: skip

@@ -20,7 +20,8 @@ as emergent (18 are). Four questions:
   Whatever the mirrored rule finds below chance, the rule itself finds above it without any ability.
 * Is there one threshold, "about 1e11 parameters" as is often said? Each task has its own curve (analysis/thresholds.py:
   logistic over log size, from chance to a free ceiling) with an interval over questions. Tasks whose curve is not
-  half-way up at the largest size have one beyond it: in the median they count as above all others.
+  half-way up at the largest size have one beyond it, and those that are more than that at the smallest one before it:
+  in the median they count as above, and below, all others.
 
 Questions. Accuracies are published with four digits, so that most tell how many questions they are shares of. Where
 that is not the table's number (at most 1,024), the largest smaller one that all 12 sizes fit is taken, and where
@@ -34,7 +35,10 @@ That a B is not beyond smooth curves does not make its curve smooth where there 
 claims are the statements as they are commonly made and theory. How many tasks survive correction had been counted once
 before the margins were set, and `resolves` took the place of a first claim (cited tasks have a B above 25: none has)
 when simulations showed that noise alone keeps B below that, jump or not. Claims on luck took the place of two on
-survival, in which few questions and no ability came out alike, after these had been seen.
+survival, in which few questions and no ability came out alike, after these had been seen, and changed their formula
+once more, after a review found that the first one (luck over what is seen: .53 and .44) could not come out reproduced.
+They take ability to have nothing to do with how easily luck lifts a task, and guesses to be binomial: where `below`
+is contradicted luck lifts more than that.
 """
 
 from __future__ import annotations
@@ -59,7 +63,8 @@ MOST_QUESTIONS = 1024  # that a score was computed on
 DIGITS = 4  # of the published accuracies
 LEVEL = 0.9
 RESOLVES = 0.8  # power of B against a smooth curve
-BEYOND = "no threshold within the scales"  # how analysis.thresholds begins what it says of those
+# How analysis.thresholds begins what it says of thresholds before and beyond the table.
+BEFORE, BEYOND = "no threshold: more than half of the way", "no threshold within the scales"
 ABOVE, EARLY = 0.1, 0.05  # the audit's rule: chance + .1 at some size, at most chance + .05 at one of the smaller half
 DELTAS = (0.05, 0.1, 0.2)
 WEI = "Wei et al. 2022"
@@ -81,13 +86,13 @@ CLAIMS = (
     _claim("cited_able", 11, "tasks that papers cite as emergent are above chance at all: share that is able, as the "
            "number that lies .1 above chance at some size, beyond what guessing lifts so far, tells", WEI, 1.0, 0.25,
            scope="toy_analogue", possible=SHARE),
-    _claim("lucky", 11, "what lies .1 above chance at some size is no luck: share of such tasks that guessing accounts "
-           "for", COMMON, 0.0, 0.25, possible=SHARE),
+    _claim("lucky", 11, "what lies .1 above chance at some size is no luck: share of such tasks that have no "
+           "ability, if guesses are lifted as often as theory says", COMMON, 0.0, 0.25, possible=SHARE),
     # The least margin that 89 tasks of which none survives can stay within.
     _claim("below", 11, "guessing is binomial around 1 / choices: share of tasks that survive the mirrored rule and "
            "correction, .1 below chance", "theory of independent guesses", 0.0, 0.025, possible=SHARE),
-    _claim("place", 12, "abilities set in at 1e11 parameters: median threshold over tasks that have one, log10; beyond "
-           "the table counts as above all", COMMON, 11.0, 0.5),
+    _claim("place", 12, "abilities set in at 1e11 parameters: median threshold over tasks that have one, log10; "
+           "outside the table counts as below or above all", COMMON, 11.0, 0.5),
     _claim("one", 12, "there is one threshold for all tasks: share of pairs of tasks whose intervals of the threshold "
            "do not touch", COMMON, 0.0, 0.1, possible=SHARE),
 )  # fmt: skip
@@ -176,8 +181,8 @@ def measure(tasks: list[Scores], cited_T: numpy.ndarray, size: Size) -> tuple[di
     measured = {
         "resolves": share(told.loc[told["survives"] & ~told["falls"], "power"].to_numpy() >= RESOLVES),
         "tells": _tells(b_T, cited_T, size.over_tasks),
-        "cited_able": able(luck_T[cited_T], int(above_T[cited_T].sum())),
-        "lucky": lucky(luck_T, int(above_T.sum())),
+        "cited_able": able(luck_T[cited_T], int(above_T[cited_T].sum()))[0],
+        "lucky": able(luck_T, int(above_T.sum()))[1],
         "below": share(told["below_survives"].to_numpy()),
         **_thresholds(told, size.over_tasks),
     }
@@ -204,31 +209,28 @@ def share(yes_T: numpy.ndarray) -> Measured:
     return replace(share_of(int(yes_T.sum()), len(yes_T), LEVEL), seeds=1)
 
 
-def able(luck_T: numpy.ndarray, seen: int) -> Measured:
-    """Share of these tasks with an ability, if all that have one are seen and others as often as guessing is lifted:
-    (seen - luck) / (all - luck). luck_T: probabilities; the interval is of how many tasks luck lifts.
+def able(luck_T: numpy.ndarray, seen: int) -> tuple[Measured, Measured]:
+    """(share of these tasks with an ability, share of the seen that have none), if all that have one are seen, and the
+    others as often as guessing is lifted: able = (seen - luck) / (all - luck). luck_T: probabilities, taken to say
+    nothing of ability. Intervals: all numbers of able tasks with which luck may well have lifted the rest of the seen.
     """
-    low, value, high = (_able(luck, seen, len(luck_T)) for luck in _luck_ends(luck_T)[::-1])
-    return Measured(value, low, high, 1)
+    import numpy as np
 
-
-def lucky(luck_T: numpy.ndarray, seen: int) -> Measured:
-    """Share of the tasks seen that have no ability, on the same terms: (1 - able) luck / seen."""
-    if not seen:
-        return Measured(math.nan, -math.inf, math.inf, 1, "no task lies so far above chance")
-    low, value, high = (min(1.0, (1 - _able(luck, seen, len(luck_T))) * luck / seen) for luck in _luck_ends(luck_T))
-    return Measured(value, low, high, 1)
-
-
-def _able(luck: float, seen: int, tasks: int) -> float:
-    return min(1.0, max(0.0, (seen - luck) / (tasks - luck)))
-
-
-def _luck_ends(luck_T: numpy.ndarray) -> tuple[float, float, float]:
     from analysis.emergence import number_of
 
-    low, high = number_of(luck_T, LEVEL)
-    return low, float(luck_T.sum()), min(high, len(luck_T) - 1)
+    tasks, luck = len(luck_T), float(luck_T.sum())
+    if not seen:
+        none = Measured(math.nan, -math.inf, math.inf, 1, "no task lies so far above chance")
+        return none, none
+    share = min(1.0, max(0.0, (seen - luck) / (tasks - luck)))
+    ends_A = [number_of(luck_T * (1 - count / tasks), LEVEL) for count in range(seen + 1)]
+    kept = [count for count, (low, high) in enumerate(ends_A) if low <= seen - count <= high]
+    few, many = (min(kept), max(kept)) if kept else (0, 0)  # fewer than guesses lift
+    ends = np.array([min(few / tasks, share), max(many / tasks, share)])
+    low, high = np.clip((seen - ends[::-1] * tasks) / seen, 0, 1)
+    return Measured(share, float(ends[0]), float(ends[1]), 1), Measured(
+        1 - share * tasks / seen, float(low), float(high), 1
+    )
 
 
 def _tells(b_T: numpy.ndarray, cited_T: numpy.ndarray, resamples: int) -> Measured:
@@ -250,22 +252,20 @@ def _tells(b_T: numpy.ndarray, cited_T: numpy.ndarray, resamples: int) -> Measur
 
 
 def _thresholds(told: Any, resamples: int) -> dict[str, Measured]:
-    """The median threshold, with those beyond the table as endless, and the share of pairs of those within that do not
-    touch; intervals over tasks.
+    """The median threshold, with those beyond either end of the table as endless, and the share of pairs of those
+    within that do not touch; intervals over tasks.
     """
     import numpy as np
 
-    found, beyond = (
-        told[told["threshold"].notna()],
-        int(told["threshold_remark"].fillna("").str.startswith(BEYOND).sum()),
-    )
+    found, why = told[told["threshold"].notna()], told["threshold_remark"].fillna("")
+    before, beyond = (int(why.str.startswith(words).sum()) for words in (BEFORE, BEYOND))
     if len(found) < 5:
         few = Measured(math.nan, -math.inf, math.inf, 1, f"{len(found)} tasks have a threshold, 5 are needed")
         return {"place": few, "one": few}
     place_T = np.log10(found["threshold"].to_numpy(float))
     low_T, high_T = np.asarray([[_end(low, 0.0), _end(high, math.inf)] for low, high in found["threshold_interval"]]).T
     apart_TxT = (low_T[:, None] > high_T) | (high_T[:, None] < low_T)
-    all_T = np.concatenate([place_T, np.full(beyond, np.inf)])
+    all_T = np.concatenate([np.full(before, -np.inf), place_T, np.full(beyond, np.inf)])
     rng, medians, shares = np.random.default_rng(0), [], []
     for _ in range(resamples):
         # The lower middle one: between a place and infinity there is no middle.

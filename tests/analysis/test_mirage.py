@@ -50,10 +50,11 @@ def test_the_levels_and_the_width_are_those_that_were_planted():
     assert mirage.two_laws(n, score).width == pytest.approx(9 ** (2 / 2.0), rel=0.25)
 
 
-def test_a_smooth_score_of_single_answers_is_no_mirage_for_no_metric_could_have_made_it():
+def test_a_score_that_leaps_under_the_soft_metric_as_well_is_no_mirage():
     n, soft, _, _ = planted_mirage(0, 4, steepness=4.0)
-    assert mirage.diagnose(n, soft, np.exp(soft), None).verdict == "smooth"
-    assert mirage.diagnose(n, soft, np.exp(soft), np.exp(soft)).verdict == "mirage"
+    p = np.exp(soft)
+    assert mirage.diagnose(n, p, p, p).verdict == "smooth"
+    assert mirage.diagnose(n, p, p**8, p**8).verdict == "mirage"
 
 
 def test_a_smooth_skill_whose_answers_do_not_explain_the_hard_metric_is_left_undecided():
