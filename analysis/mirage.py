@@ -94,7 +94,8 @@ def diagnose(
     """Whether what appears in the hard metric is its own making. One row a run: a scale may have several seeds.
 
     soft_R: better when larger, e.g. minus the cross-entropy. hard_R: shares in [0, 1] with this chance; predicted_R:
-    the same from single answers, e.g. the product of their accuracies or their probabilities. Raises ValueError for fewer than 5 scales, and for what is not finite.
+    the same from single answers, e.g. the product of their accuracies or their probabilities. Raises ValueError for
+    fewer than 5 scales, and for what is not finite.
     """
     scale, soft, hard, predicted = (np.asarray(x, np.float64) for x in (scale_R, soft_R, hard_R, predicted_R))
     laws = two_laws(scale, soft)
