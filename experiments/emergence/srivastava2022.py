@@ -324,7 +324,8 @@ def run(job: Job) -> Outcome:
              f"its {LEVEL:.0%} interval over questions (without noise a line has 11, a smooth logistic 25); smooth: "
              "what 95 % of smooth curves stay below with so many questions; power: share of steps beyond it; p: share "
              "of random orders of the sizes with a B as large; linearity / step: 1 of a line; above chance: whether "
-             f"some size is by .1, and survives correction (in {int(table['can_survive'].sum())} tasks .1 would). In "
+             f"some size is by .1; by luck?: not after correction; *: .1 could not survive it (in "
+             f"{int(table['can_survive'].sum())} tasks it would); †: the scores fit no number of whole answers. In "
              f"all {int(table['beyond_smooth'].sum())} of {len(table)} tasks are beyond smooth curves; luck gives "
              f"{0.05 * len(table):.1f}", _task_rows(table)),
             ("How many of the 89 tasks lie so far from chance at some size; in brackets how many independent guesses "
@@ -367,12 +368,12 @@ def _task_rows(table: Any) -> pandas.DataFrame:
     rows = []
     for one in _named(table).to_dict("records"):
         ends = one["breakthroughness_interval"]
-        sure = "yes" if one["survives"] else "no" if not one["above"] else "not after correction"
-        sure += ", but falls with size" * (one["survives"] and one["falls"])
-        sure += "; .1 could not" * (not one["survives"] and not one["can_survive"])
+        sure = "yes" if one["survives"] else "no" if not one["above"] else "by luck?"
+        sure += ", falls" * (one["survives"] and one["falls"])
+        sure += "*" * (not one["survives"] and not one["can_survive"])
         rows.append({
             "task": one["task"].replace("_", " "), "cited": "yes" if one["cited"] else "",
-            "questions": f"{one['questions']:,}" + " (fit no whole answers)" * (not one["whole"]),
+            "questions": f"{one['questions']:,}" + "†" * (not one["whole"]),
             "B": f"{one['breakthroughness']:.1f}" + (f" ({ends[0]:.1f} to {ends[1]:.1f})" if ends else ""),
             "smooth": f"{one['smooth_95']:.1f}", "power": f"{one['power']:.2f}", "p": f"{one['p']:.2g}",
             "linearity / step": f"{one['linearity_per_step']:.2f}", "above chance": sure,

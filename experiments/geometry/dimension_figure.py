@@ -83,7 +83,8 @@ def _sample_rows(samples: Any) -> list[dict[str, str]]:
     for (view, name), here in samples.groupby(["view", "name"], sort=False):
         mean = here.pivot_table(index="size", columns="cloud", values="d")
         found.append({"cloud": view, "stage": name} | {
-            f"{size} points": f"{of['model']:.1f} ({of['Gaussian']:.1f})" for size, of in mean.iterrows()})  # fmt: skip
+            f"{size} points": f"{of['model']:.1f} ({of['Gaussian']:.1f})" if of.notna().all() else "too few points"
+            for size, of in mean.iterrows()})  # fmt: skip
     return found
 
 
