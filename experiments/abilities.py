@@ -156,7 +156,11 @@ def _scores_of(task: str, scale_R: numpy.ndarray, here: Mapping[str, Any], flags
         key = (float(scale), None if here["seed"] is None else here["seed"][at])
         if key in seen:
             which = f"{flags.scale}={scale:g}" + ("" if key[1] is None else f" and {flags.seed}={key[1]}")
-            mend = "--seed COL names the column of seeds" if key[1] is None else "--keep can leave rows out"
+            mend = (
+                "--seed COL names the column of seeds"
+                if key[1] is None
+                else ("--keep can leave rows out, as --keep 'step == 1000' where a run has several checkpoints")
+            )
             raise BadInput(f"{what} has two rows with {which}; {mend}")
         seen.add(key)
     chances = np.unique(here["chance"]) if here["chance"] is not None else []
@@ -276,7 +280,7 @@ def _threshold(scores: Scores, method: Any, level: float, resamples: int) -> dic
                       method=method, level=level, resamples=resamples)  # fmt: skip
     sure, fall_p, remark = found.location is not None, falls(rows["scale"], rows["score"]), found.remark
     if not sure and fall_p <= ALPHA:
-        remark = f"no threshold: scores fall with scale (p = {fall_p:.2g})"
+        remark = f"no threshold: scores fall with scale (rank correlation, p = {fall_p:.2g})"
     return {
         "method": found.method, "threshold": _finite(found.location),
         "threshold_interval": _ends(found.low, found.high) if sure else None,
@@ -315,6 +319,8 @@ def _flags(scores: Scores, b: Any, straight: Any, told: Mapping[str, Any]) -> li
         found.append(f"no B: {b.flagged or straight.flagged}")
     elif b.value > 0 and b.value <= (told["smooth_95"] or told["logistic"]):
         found.append("B of a smooth curve or less")
+    elif b.value > 0:
+        found.append("sudden: B beyond 95 % of smooth curves" if told["smooth_95"] else "B above a smooth curve's")
     if b.value is not None and scores.n_M is not None and unresolved_steps(scores.mean_M, scores.n_M) >= 0.5:
         found.append("half of the steps lie within their noise")
     if told["threshold_remark"]:

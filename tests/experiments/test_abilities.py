@@ -70,6 +70,9 @@ def test_the_json_holds_what_a_script_looks_for(asked):
     assert jump["threshold"] == pytest.approx(1e8, rel=0.15)
     assert jump["threshold_interval"][0] < 1e8 < jump["threshold_interval"][1]
     assert jump["breakthroughness"] > jump["logistic"] > jump["line"]
+    sudden = {task: any(flag.startswith("sudden") for flag in one["flags"]) for task, one in tasks.items()}
+    assert sudden == {"line": False, "jump": jump["breakthroughness"] > jump["smooth_95"], "nothing": False}
+    assert sudden["jump"]
 
 
 def test_scores_that_never_change_are_flagged_and_have_no_number(asked):
@@ -152,7 +155,7 @@ def test_scores_that_fall_are_told_so_and_do_not_survive_luck(asked):
     falling(n=200, chance=0.1).to_csv("falls.csv", index=False)
     _, found = asked("falls.csv", "--seed", "seed", "--n", "n", "--chance", "chance")
     falls, rises = found["tasks"]
-    assert falls["threshold_remark"].startswith("no threshold: scores fall with scale (p = ")
+    assert falls["threshold_remark"].startswith("no threshold: scores fall with scale (rank correlation, p = ")
     assert rises["fall_p"] > 0.9
     assert (found["luck"]["flagged"], found["luck"]["survive"]) == (2, 1)
 
