@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.anatomy import factorial, family
 from experiments.anatomy.dead_figure import draw
 from experiments.anatomy.factorial import ACTIVATIONS, Levels
-from experiments.claims import Claim, Measured, of_those_that_have, over_seeds, spoken
+from experiments.claims import Claim, Measured, of_those_that_have, spoken
 from experiments.registry import Job, Outcome, Paper
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ SIZES = {
         **SMALL, "model.d_model": 8, "model.n_layers": 1, "model.context": 16, "train.steps": 10,
         "train.batch_size": 2, "train.eval_windows": 4, "optimizer.warmup_steps": 2}),
     "laptop": Size(64, (8, 32, 128, 448), 64, 3, LEVELS, 4, SMALL),
-    "paper": Size(64, (8, 64, 512, 1984), 64, 3, LEVELS, 4, {**SMALL, "model.d_model": 256, "model.n_layers": 4,
+    "paper": Size(64, (8, 32, 128, 192), 64, 3, LEVELS, 4, {**SMALL, "model.d_model": 256, "model.n_layers": 4,
                   "model.n_heads": 4, "model.context": 256, "train.batch_size": 32, "train.steps": 3000,
                   "optimizer.warmup_steps": 200}),
 }  # fmt: skip
@@ -246,42 +246,47 @@ def _removed(w: Watched, windows: numpy.ndarray, size: Size) -> dict[str, float]
 # --- what they say ---------------------------------------------------------------------------------------------------
 
 
-def measure(lines: Any, table: Any, cells: Any, size: Size) -> dict[str, Measured]:
-    """Each claim's value and its interval over seeds. lines: of `census`; table: of `ends`; cells: of the factorial."""
+def measure(lines: Any, table: Any, cells: Any, size: Size, seeds: int) -> dict[str, Measured]:
+    """Each claim's value and its interval over seeds. lines: of `census`; table: of `ends`; cells: of the factorial;
+    seeds: of the family, also those of which a model diverged.
+    """
     widths, last = sorted(lines["width"].unique()), lines[lines["step"] == lines["step"].max()]
     widest = table[table["width"] == widths[-1]].set_index("seed")
     most = f"dead on {size.counts[-1]}"
     by_width = table.pivot_table(index="seed", columns="width", values=most)
     active = last.pivot_table(index="seed", columns="width", values="active")
-    first = lines[lines["step"] == 0].groupby("seed")["active"].mean()
+    first = lines[lines["step"] == 0].pivot_table(index="seed", columns="width", values="active")
+    # Of seeds that have all widths: the mean of others would be that of another family.
+    active_S, first_S = (by_seed.mean(axis=1, skipna=False) for by_seed in (active, first))
     few = f"fewer than {FEWEST} units are concerned"
-    seeds = len(widest)
 
     def those(column: str) -> Measured:
-        return of_those_that_have(widest[column], seeds, few, LEVEL)
+        return of_those_that_have(widest[column], seeds, f"{few}, or it diverged", LEVEL)
+
+    def each(value_S: Any) -> Measured:
+        return of_those_that_have(value_S, seeds, "a model of the family diverged", LEVEL)
 
     relu = cells[cells["activation"] == "relu"]
     found = {
-        "common_rate": over_seeds(widest[most], LEVEL),
-        "worst_layer": over_seeds(widest["worst"], LEVEL),
-        "more_with_width": over_seeds(by_width[widths[-1]] - by_width[widths[0]], LEVEL),
+        "common_rate": each(widest[most]),
+        "worst_layer": each(widest["worst"]),
+        "more_with_width": each(by_width[widths[-1]] - by_width[widths[0]]),
         "early": those("early"), "tokens": those("fewer"), "frozen": those("revived"),
         "upstream": those("fires with old weights"), "removed_dead": those("without dead"),
         "removed_alive": those("without living"),
-        "lazy": over_seeds(active.mean(axis=1), LEVEL),
-        "falls": over_seeds(active.mean(axis=1) / first, LEVEL),
-        "wider_lazier": over_seeds(active[widths[0]] - active[widths[-1]], LEVEL),
+        "lazy": each(active_S),
+        "falls": each(active_S / first_S),
+        "wider_lazier": each(active[widths[0]] - active[widths[-1]]),
     }  # fmt: skip
     for factor, name in (("shift", "bias"), ("rate", "rate"), ("decay", "decay")):
         effect = factorial.effect(relu, factor, "silent", size.levels)
         found[f"{name}_kills"] = of_those_that_have(effect.to_numpy(), size.seeds, "a training diverged", LEVEL)
     pushes = factorial.effect(relu, "decay", "bias", size.levels).to_numpy()
     found["decay_pushes"] = of_those_that_have(pushes, size.seeds, "a training diverged", LEVEL)
-    deadly = set(factorial.deadly(cells))
+    none = "ReLU units die in no training, or one diverged"
     for kind in list(ACTIVATIONS)[1:]:
-        rows = cells[(cells["activation"] == kind) & cells.set_index(list(factorial.FACTORS)).index.isin(deadly)]
-        idle = rows.groupby("seed")["idle"].mean()
-        found[f"{kind}_avoids"] = of_those_that_have(idle, size.seeds, "ReLU units die in no training", LEVEL)
+        idle_S = factorial.idle_where_deadly(cells, kind, size.levels)
+        found[f"{kind}_avoids"] = of_those_that_have(idle_S, size.seeds, none, LEVEL)
     return found
 
 
@@ -290,16 +295,17 @@ def run(job: Job) -> Outcome:
     import pandas
 
     began, size = time.monotonic(), SIZES[job.scale]
+    # Before anything is trained: there may be too little text.
+    windows, other = _windows(family.configs(family.SIZES[job.scale])[0], size)
     runs, members = family.train(job)
     own = factorial.train(job, size.levels, range(size.seeds), dict(size.settings), job.minutes_left(began))
-    windows, other = _windows(members[0].config, size)
     all_watched = [watched(member, windows, size) for member in members]
     lines, table = census(all_watched), ends(all_watched, windows, size)
     cells = factorial.looked_at(job, own, other)
     tokens = [n * members[0].model.context for n in size.counts]
     many, tested = size.followed * members[0].model.context, size.tested * members[0].model.context
     return Outcome(
-        measured=measure(lines, table, cells, size),
+        measured=measure(lines, table, cells, size, family.SIZES[job.scale].seeds),
         summary=pandas.concat([runs, own], ignore_index=True).reindex(columns=SUMMARY),
         tables=(
             ("Dead units at the end (% of the block's units; mean of seeds) on so many tokens of held-out text; "

@@ -178,14 +178,37 @@ def looked_at(job: Job, runs: Any, window_WxT1: Any) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
+def by_cell(rows: Any, column: str, levels: Levels) -> pandas.DataFrame:
+    """A line per seed, a column per combination (shift, rate, decay), all eight; NaN for a training that diverged."""
+    import pandas
+
+    every = pandas.MultiIndex.from_product([getattr(levels, factor) for factor in FACTORS], names=FACTORS)
+    return rows.pivot_table(index="seed", columns=list(FACTORS), values=column).reindex(columns=every)
+
+
 def effect(rows: Any, factor: str, column: str, levels: Levels) -> pandas.Series:
-    """By seed: the mean of a column at the second level of a factor minus that at the first, over the other factors."""
-    first, second = getattr(levels, factor)
-    means = rows.pivot_table(index="seed", columns=factor, values=column)
-    return means[second] - means[first]
+    """By seed: the mean of a column at the second level of a factor minus that at the first, over the other factors.
+
+    NaN for a seed without all combinations: the means would not be over the same levels of the others.
+    """
+    cells = by_cell(rows, column, levels)
+    first_S, second_S = (
+        cells.xs(level, axis=1, level=factor).mean(axis=1, skipna=False) for level in getattr(levels, factor)
+    )
+    return second_S - first_S
 
 
-def deadly(rows: Any) -> list[tuple[float, float, float]]:
+def idle_where_deadly(rows: Any, kind: str, levels: Levels) -> pandas.Series:
+    """By seed: the mean idle share of this activation's units over the combinations of `deadly`; NaN for a seed in
+    which one of them, or a training of ReLU units, diverged, and where there are none.
+    """
+    relu = by_cell(rows[rows["activation"] == "relu"], "silent", levels)
+    idle = by_cell(rows[rows["activation"] == kind], "idle", levels)[deadly(rows, levels)]
+    whole = relu.notna().all(axis=1).reindex(idle.index, fill_value=False)
+    return idle.mean(axis=1, skipna=False).where(whole)
+
+
+def deadly(rows: Any, levels: Levels) -> list[tuple[float, float, float]]:
     """The combinations (shift, rate, decay) at which more than DEADLY of the ReLU units are dead, mean of seeds."""
-    dead = rows[rows["activation"] == "relu"].groupby(list(FACTORS))["silent"].mean()
+    dead = by_cell(rows[rows["activation"] == "relu"], "silent", levels).mean()
     return list(dead.index[dead > DEADLY])

@@ -69,15 +69,19 @@ def watch(c: ModelConfig, state: nnx.State, window_WxT1: numpy.ndarray) -> Seen:
 
 def windows(config: RunConfig, count: int) -> numpy.ndarray:
     """So many windows of validation text, [W, T + 1] int32, evenly over it, in an order that is always the same: the
-    first ones of any number are spread over the whole text too.
+    first ones of any number are spread over the whole text too. Raises BadInput where the text holds fewer.
     """
     import numpy as np
 
-    from jaxgpt.config import override
+    from jaxgpt.config import BadInput, override
     from jaxgpt.tasks import text
 
     data = text.reader()(override(config, {"train.eval_windows": count})).data()
-    return np.random.default_rng(0).permutation(np.asarray(data.validation_WxT1).astype(np.int32))
+    window_WxT1 = np.asarray(data.validation_WxT1).astype(np.int32)
+    if len(window_WxT1) < count:
+        length = config.model.context + 1
+        raise BadInput(f"validation text holds {len(window_WxT1)} windows of {length} tokens; {count} are needed")
+    return np.random.default_rng(0).permutation(window_WxT1)
 
 
 def out_of(state: nnx.State, c: ModelConfig) -> numpy.ndarray:

@@ -13,7 +13,7 @@ import pytest
 from experiments.anatomy import dead, factorial, family, injection, units
 from experiments.claims import verdict
 from jaxgpt import build
-from jaxgpt.config import ModelConfig, RunConfig, override
+from jaxgpt.config import BadInput, ModelConfig, RunConfig, override
 from jaxgpt.step import Loss
 from jaxgpt.tasks import text
 
@@ -150,7 +150,21 @@ def test_an_effect_is_a_difference_of_means_over_the_other_factors():
 
 def test_deadly_are_the_combinations_at_which_relu_units_die():
     table = cells(lambda shift, rate, decay: 0.5 * (shift < 0) * (decay > 0))
-    assert factorial.deadly(table) == [(-3.0, rate, 1.0) for rate in LEVELS.rate]
+    assert factorial.deadly(table, LEVELS) == [(-3.0, rate, 1.0) for rate in LEVELS.rate]
+
+
+def test_a_seed_without_all_combinations_has_no_effect_and_no_idle_share():
+    table = cells(lambda shift, rate, decay: 0.1 + 0.7 * (shift < 0))
+    gone = (table["seed"] == 2) & (table["shift"] < 0) & (table["rate"] > 0.01) & (table["decay"] > 0)
+    short = table[~(gone & (table["activation"] == "relu"))]
+    relu = short[short["activation"] == "relu"]
+    effect = factorial.effect(relu, "rate", "silent", LEVELS)
+    assert np.isnan(effect[2])
+    assert effect.drop(2).to_numpy() == pytest.approx([0] * 3)
+    assert factorial.idle_where_deadly(short, "gelu", LEVELS).isna().tolist() == [False, False, True, False]
+    short = table[~(gone & (table["activation"] == "gelu"))]
+    assert factorial.idle_where_deadly(short, "gelu", LEVELS).isna().tolist() == [False, False, True, False]
+    assert factorial.idle_where_deadly(short, "swiglu", LEVELS).notna().all()
 
 
 # --- from lines to verdicts ------------------------------------------------------------------------------------------
@@ -172,7 +186,7 @@ def family_tables(rate=0.3, end=0.05, revived=0.0, seeds=4):
 
 
 def verdicts(lines, table, found_cells):
-    found = dead.measure(lines, table, found_cells, SIZE)
+    found = dead.measure(lines, table, found_cells, SIZE, 4)
     return {name: verdict(CLAIMS[name], found[name]) for name in CLAIMS}
 
 
@@ -193,9 +207,17 @@ def test_verdicts_follow_what_is_measured():
 def test_seeds_in_which_too_few_units_are_concerned_leave_a_claim_open():
     lines, table = family_tables()
     table.loc[table["seed"] == 1, "revived"] = np.nan
-    found = dead.measure(lines, table, cells(), SIZE)
+    found = dead.measure(lines, table, cells(), SIZE, 4)
     assert verdict(CLAIMS["frozen"], found["frozen"]) == "inconclusive"
-    assert found["frozen"].remark == "1 of 4 seeds have no value: fewer than 10 units are concerned"
+    assert found["frozen"].remark == "1 of 4 seeds have no value: fewer than 10 units are concerned, or it diverged"
+
+
+def test_a_model_that_diverged_leaves_claims_on_its_family_open():
+    lines, table = (rows[(rows["width"] != 32) | (rows["seed"] != 1)] for rows in family_tables())
+    found = dead.measure(lines, table, cells(), SIZE, 4)
+    for name in ("lazy", "falls", "wider_lazier", "more_with_width"):
+        assert found[name].remark == "1 of 4 seeds have no value: a model of the family diverged"
+    assert not found["worst_layer"].remark  # of the widest alone
 
 
 def test_units_that_were_dead_and_are_not_are_counted_by_the_step_at_which_they_were():
@@ -233,3 +255,15 @@ def test_more_windows_begin_as_fewer_are_spread_over_all_text():
     assert sorted(map(tuple, windows)) == sorted(map(tuple, text_windows.astype(np.int32)))
     assert (windows != text_windows).any()
     assert (units.windows(config, 40) == windows).all()
+
+
+def test_more_windows_than_the_text_holds_are_refused():
+    with pytest.raises(BadInput, match=r"validation text holds \d+ windows of 9 tokens; 1000000 are needed"):
+        units.windows(override(RunConfig(), {"model.context": 8}), 1_000_000)
+
+
+@pytest.mark.parametrize("scale", dead.SIZES)
+def test_tested_windows_are_not_judged_ones_and_dispatches_are_full(scale):
+    size = dead.SIZES[scale]
+    for count in (size.followed, size.counts[-1]):
+        assert count <= units.AT_ONCE or count % units.AT_ONCE == 0
