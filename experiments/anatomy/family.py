@@ -139,6 +139,14 @@ def params(member: Member, step: int | None = None) -> nnx.State:
     return nnx.split(load_model(f"{member.folder}/{member.run_id}", step=step or member.steps[-1]).model)[1]
 
 
+def by_seed(rows: Any, column: str) -> numpy.ndarray:
+    """One number per seed: the mean over widths, and over whatever else the rows differ in; of seeds that have all
+    widths of the table, as the mean of those that are left would be that of another family.
+    """
+    table = rows.pivot_table(index="seed", columns="width", values=column, dropna=False)
+    return table.mean(axis=1, skipna=False).dropna().to_numpy()
+
+
 def arrays_of(state: nnx.State) -> dict[str, numpy.ndarray]:
     """The parameters by their dotted names."""
     import jax
