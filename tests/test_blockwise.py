@@ -35,6 +35,16 @@ def test_scores_beyond_the_range_of_exp_stay_finite():
     assert jnp.isfinite(gradient).all()
 
 
+def test_a_query_whose_own_scores_are_all_minus_infinity_reads_nothing_from_later_on():
+    random = np.random.default_rng(0)
+    k, q, v, g = (jnp.asarray(random.normal(size=(1, 128, 1, 2)), jnp.float32) for _ in range(4))
+    k = abs(k)
+    out, back = jax.vjp(lambda v: blockwise.causal(q.at[:, 5].set(-jnp.inf), k, v, 1.0, None), v)
+    others, others_back = jax.vjp(lambda v: plain(q, k, v, 1.0), v)
+    np.testing.assert_allclose(out, others.at[:, 5].set(0), atol=2e-6)
+    np.testing.assert_allclose(back(g)[0], others_back(g.at[:, 5].set(0))[0], atol=5e-6)
+
+
 @pytest.mark.parametrize(
     ("length", "count"), [(1, 1), (63, 1), (64, 1), (128, 2), (130, 2), (256, 4), (1024, 8), (131, 1)]
 )
