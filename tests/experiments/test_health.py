@@ -154,9 +154,9 @@ def test_largest_inputs_are_those_of_the_matrices_and_what_is_taken_out_is_0():
 # --- from lines to verdicts ------------------------------------------------------------------------------------------
 
 
-def planted(lines, seeds=4, bad=0, agree=True, kept=1.0, underflow=0.3, top=7.0):
+def planted(lines, seeds=4, agree=True, kept=1.0, underflow=0.3, top=7.0, largest=1e10):
     noise = np.random.default_rng(0).normal(1, 0.01, seeds)
-    audit = pd.DataFrame({"seed": range(seeds), "not finite": bad, "largest": 5.0 * noise})
+    audit = pd.DataFrame({"seed": range(seeds), "largest": largest * noise})
     both = pd.concat([lines, lines.assign(activation="gelu", lost=lines["lost"].where(
         (lines["kind"] != "mlp.up.bias") | (lines["value"] == "0"), 1.0))])  # fmt: skip
     every = pd.concat([both.assign(seed=seed, agrees=agree) for seed in range(seeds)])
@@ -181,9 +181,9 @@ def test_where_all_is_as_said_all_is_reproduced(lines):
 
 
 def test_what_is_otherwise_is_told(lines):
-    said = verdicts(*planted(lines, bad=3, agree=False, kept=0.5, underflow=0.001, top=0.001))
+    said = verdicts(*planted(lines, largest=5.0, agree=False, kept=0.5, underflow=0.001, top=0.001))
     assert said["theory"] == said["guard"] == "contradicted"
-    assert said["finite"] == said["underflow"] == said["super"] == "not seen at this scale"
+    assert said["largest"] == said["underflow"] == said["super"] == "not seen at this scale"
     assert said["random_share"] == "reproduced"
 
 

@@ -106,7 +106,8 @@ def test_lengths_are_ranked_over_tokens_that_occur():
 def planted(**changed):
     """Tables of models that do what beliefs and papers say, unless told otherwise."""
     plain = {"leaves": 0.0, "sgd": 4.0, "adam": 10.0, "turned": 3.0, "massive": 3.0, "int8": 2.0, "top": 0.8,
-             "mean": 0.01, "random": 0.05, "rho": -0.7, "sgd_loss": 2.1, "ratio": (10, 1000, 1010, 1020, 1030)} | changed  # fmt: skip
+             "mean": 0.01, "random": 0.05, "rho": -0.7, "sgd_loss": 2.1,
+             "ratio": (10, 1000, 1010, 1020, 1030)} | changed  # fmt: skip
     seen, ablations, matrices, draw = [], [], [], np.random.default_rng(0)
     for seed in range(4):
         for width, name in ((16, paper.ADAM), (24, paper.ADAM), (16, paper.SGD)):
