@@ -11,11 +11,13 @@ Tickets are held against three others of the same number of weights in each matr
     random      the same initial weights, other weights cut: the mask shuffled within each matrix
     redrawn     the same mask, initial weights of another seed
     rewound     a ticket put back to an early step instead of to the start (Frankle et al. 2020), with masks of its own;
-                for the steps that are left it has a new optimizer and a whole schedule, warm-up too
+                for the steps that are left it has a new optimizer and a whole schedule, warm-up too (theirs goes on
+                in the schedule from there)
 
 Valleys: the whole network is trained again from the same start with the data in another order, and twice from its early
-step, with two orders; the barrier on the straight line between two trained networks says whether they lie in one valley
-(Frankle et al. 2020 call the network stable from then on). Beside it, the barrier between two initialisations.
+step, with two orders (and again a new optimizer and schedule, unlike theirs); the barrier on the straight line between
+two trained networks says whether they lie in one valley (Frankle et al. 2020 call the network stable from then on).
+Beside it, the barrier between two initialisations.
 
 The network is small: it reads 8 bytes of text and predicts the next, with two hidden layers (jaxgpt/tasks/tickets.py),
 whose matrices are pruned. It sees new text at each step and is not much larger than it need be, unlike networks that
@@ -32,7 +34,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,16 +61,18 @@ CLAIMS = (
     Claim("match", "a ticket of an eighth of the weights reaches the loss of the whole: by how much it falls short",
           FRANKLE, 0.0, EQUAL, "nats", "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
     Claim("random", "the smallest ticket costs less than half of what a random one of its size costs: share of it",
-          f"after {FRANKLE}", 0.0, 0.5, "1", "toy_analogue", LEVEL, row=86),
+          f"after {FRANKLE}", 0.0, 0.5, "1", "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
     Claim("redrawn", "its initial weights matter, not only its mask: drawn anew, they lose a part of its lead over "
           "a random ticket, between 0 and all of it", f"after {FRANKLE}", 0.5, 0.5, "share of the lead",
           "toy_analogue", LEVEL, row=86),
-    Claim("rewound", "put back to an early step, it is at least as good as put back to the start: by how much it falls "
-          "short", LATER, 0.0, EQUAL, "nats", "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
+    Claim("rewound", "put back to an early step, with optimizer and schedule begun anew, it is at least as good as put "
+          "back to the start: by how much it falls short", f"after {LATER}", 0.0, EQUAL, "nats",
+          "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
     Claim("start", "the initialisation decides the valley: barrier between two trainings from one start, over that "
           "between two starts", "as commonly said of lottery tickets", 0.0, 0.1, "1", "toy_analogue", LEVEL, row=86,
           possible=(0.0, math.inf)),
-    Claim("early", "an early step does: barrier between two trainings from there", LATER, 0.0, EQUAL, "nats",
+    Claim("early", "an early step does: barrier between two trainings from there, with the optimizer and the schedule "
+          "begun anew", f"after {LATER}", 0.0, EQUAL, "nats",
           "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
 )  # fmt: skip
 
@@ -178,23 +182,30 @@ def whole_arms(size: Size, seeds: Sequence[int]) -> list[Arm]:
 
 
 def pruned_arms(size: Size, seed: int, by_kind: Mapping[str, Trained], early: Weights) -> list[Arm]:
-    """The next round of a seed, given the last ticket and the last rewound one (the whole network at first)."""
+    """The next round of a seed, given the last ticket and the last rewound one (the whole network at first). One that
+    diverged has no next: the sizes of its weights say nothing.
+    """
     import numpy as np
 
     from jaxgpt.tasks import tickets
 
     network, later = network_of(size), size.steps - size.early
     last, rewound = by_kind[TICKET], by_kind[REWOUND]
-    mask = tickets.pruned(last.weights, last.arm.ticket.mask, HALF)
-    other = tickets.pruned(rewound.weights, rewound.arm.ticket.mask, HALF)
-    anywhere = tickets.shuffled(mask, np.random.default_rng([6, seed, last.round]))
-    start = network.init(seed)
-    return [
-        Arm(TICKET, seed, tickets.Ticket(start, mask), seed, size.steps),
-        Arm(REWOUND, seed, tickets.Ticket(early, other), seed, later),
-        Arm(RANDOM, seed, tickets.Ticket(start, anywhere), seed, size.steps),
-        Arm(REDRAWN, seed, tickets.Ticket(network.init(seed + ELSEWHERE), mask), seed, size.steps),
-    ]
+    arms = []
+    if not math.isnan(last.loss):
+        mask = tickets.pruned(last.weights, last.arm.ticket.mask, HALF)
+        anywhere = tickets.shuffled(mask, np.random.default_rng([6, seed, last.round]))
+        start = network.init(seed)
+        arms += [
+            Arm(TICKET, seed, tickets.Ticket(start, mask), seed, size.steps),
+            Arm(RANDOM, seed, tickets.Ticket(start, anywhere), seed, size.steps),
+            Arm(REDRAWN, seed, tickets.Ticket(network.init(seed + ELSEWHERE), mask), seed, size.steps),
+        ]
+    if not math.isnan(rewound.loss):
+        other = tickets.pruned(rewound.weights, rewound.arm.ticket.mask, HALF)
+        # Second, where it always was: its place in the list is its number in the sweep.
+        arms.insert(min(1, len(arms)), Arm(REWOUND, seed, tickets.Ticket(early, other), seed, later))
+    return arms
 
 
 def twin_arms(size: Size, seed: int, early: Weights) -> list[Arm]:
@@ -223,6 +234,8 @@ def train(job: Job, size: Size) -> tuple[Any, list[Trained]]:
     last = {seed: {TICKET: whole, REWOUND: whole} for seed, whole in earlier.items()}
     for round_ in range(1, size.rounds + 1):
         arms = [arm for seed in seeds for arm in pruned_arms(size, seed, last[seed], earlier[seed].early or {})]
+        if not arms:
+            break
         if round_ == 1:
             arms += [arm for seed in seeds for arm in twin_arms(size, seed, earlier[seed].early or {})]
         runs, new = train_arms(job, size, round_, arms, began)
@@ -238,7 +251,9 @@ def train(job: Job, size: Size) -> tuple[Any, list[Trained]]:
 
 @dataclass(frozen=True)
 class Costs:
-    """Loss above that of the whole network of the same seed, by kind and round, [S]; the share kept, by round."""
+    """Loss above that of the whole network of the same seed, by kind and round, [S], NaN where it, or one that it comes
+    from, diverged; the share kept, by round.
+    """
 
     cost: Mapping[tuple[str, int], numpy.ndarray]
     kept: Mapping[int, float]
@@ -252,9 +267,9 @@ def costs(found: Sequence[Trained]) -> Costs:
     seeds = sorted({seed for _, _, seed in loss})
     rounds = sorted({t.round for t in found if t.round})
     return Costs(
-        {(kind, r): np.asarray([loss[kind, r, s] - loss[WHOLE, 0, s] for s in seeds])
+        {(kind, r): np.asarray([loss.get((kind, r, s), math.nan) - loss[WHOLE, 0, s] for s in seeds])
          for kind in (TICKET, REWOUND, RANDOM, REDRAWN) for r in rounds},
-        {t.round: t.kept for t in found if t.arm.kind == TICKET},
+        {t.round: t.kept for t in found if t.arm.kind in (TICKET, REWOUND)},
     )  # fmt: skip
 
 
@@ -277,11 +292,14 @@ def valleys(found: Sequence[Trained], size: Size, window_WxT1: numpy.ndarray) ->
     from jaxgpt.tasks import tickets
 
     loss = jax.jit(lambda weights: tickets.losses(weights, jnp.asarray(window_WxT1)).mean())
-    by = {(t.arm.kind, t.arm.seed): t.weights for t in found if t.arm.kind in (WHOLE, AGAIN, EARLY, EARLY_AGAIN)}
+    kinds = (WHOLE, AGAIN, EARLY, EARLY_AGAIN)
+    by = {(t.arm.kind, t.arm.seed): t for t in found if t.arm.kind in kinds}
     share_P = np.linspace(0, 1, size.points)
 
-    def line(a: Weights, b: Weights) -> tuple[numpy.ndarray, float]:
-        loss_P = np.asarray([float(loss(matching.between(a, b, float(share)))) for share in share_P])
+    def line(a: Trained, b: Trained) -> tuple[numpy.ndarray, float]:
+        if math.isnan(a.loss) or math.isnan(b.loss):
+            return np.full(len(share_P), math.nan), math.nan
+        loss_P = np.asarray([float(loss(matching.between(a.weights, b.weights, float(s)))) for s in share_P])
         return loss_P, matching.barrier(loss_P, share_P)
 
     seeds = range(size.seeds)
@@ -293,7 +311,9 @@ def valleys(found: Sequence[Trained], size: Size, window_WxT1: numpy.ndarray) ->
 
 
 def measure(c: Costs, v: Valleys, seeds: int) -> dict[str, Measured]:
-    """Each claim's value and interval over seeds. What falls short of nothing counts as 0."""
+    """Each claim's value and interval over seeds. Of what may fall short or be ahead, the mean and its interval are cut
+    at 0, and not the seeds: a mean of cut ones would be above 0 where there is only noise.
+    """
     import numpy as np
 
     from analysis import matching
@@ -303,16 +323,21 @@ def measure(c: Costs, v: Valleys, seeds: int) -> dict[str, Measured]:
     lead_S = random_S - ticket_S
     apart_S = matching.per_seed({pair: barrier for pair, (_, barrier) in v.apart.items()})
     values = {
-        "match": np.maximum(c.cost[TICKET, min(MATCHING, last)], 0),
+        "match": c.cost[TICKET, min(MATCHING, last)],
         # Where a random ticket costs nothing, or leads, there is nothing to have a share of.
         "random": np.where(random_S > 0, ticket_S / random_S, np.nan),
         "redrawn": np.where(lead_S > 0, (redrawn_S - ticket_S) / lead_S, np.nan),
-        "rewound": np.maximum(c.cost[REWOUND, last] - ticket_S, 0),
+        "rewound": c.cost[REWOUND, last] - ticket_S,
         "start": np.asarray([barrier for _, barrier in v.start.values()]) / np.mean(apart_S),
         "early": np.asarray([barrier for _, barrier in v.early.values()]),
     }
-    return {name: of_those_that_have(value_S, seeds, "nothing to compare with", LEVEL)
-            for name, value_S in values.items()}  # fmt: skip
+    why = "nothing to compare with, or a training diverged"
+    measured = {name: of_those_that_have(value_S, seeds, why, LEVEL) for name, value_S in values.items()}
+    return measured | {name: _from_0(measured[name]) for name in ("match", "random", "rewound")}
+
+
+def _from_0(m: Measured) -> Measured:
+    return replace(m, value=max(m.value, 0.0), low=max(m.low, 0.0), high=max(m.high, 0.0))
 
 
 def cost_table(c: Costs) -> pandas.DataFrame:
@@ -320,10 +345,15 @@ def cost_table(c: Costs) -> pandas.DataFrame:
     import pandas
 
     return pandas.DataFrame(
-        {"weights kept": f"{kept:.1%}"} | {kind: spoken(c.cost[kind, r], LEVEL, ".3f")
-                                           for kind in (TICKET, REWOUND, REDRAWN, RANDOM)}
+        {"weights kept": f"{kept:.1%}"} | {kind: _said(c.cost[kind, r]) for kind in (TICKET, REWOUND, REDRAWN, RANDOM)}
         for r, kept in c.kept.items()
     )  # fmt: skip
+
+
+def _said(value_S: Any, possible: tuple[float, float] = (-math.inf, math.inf)) -> str:
+    """Of the seeds in which it did not diverge."""
+    there = [value for value in value_S if not math.isnan(value)]
+    return spoken(there, LEVEL, ".3f", possible) if there else "diverged"
 
 
 def valley_table(v: Valleys) -> pandas.DataFrame:
@@ -336,8 +366,7 @@ def valley_table(v: Valleys) -> pandas.DataFrame:
     lines = (("two initialisations", apart_S), ("one start, two orders of the data", [b for _, b in v.start.values()]),
              ("one early step, two orders", [b for _, b in v.early.values()]))  # fmt: skip
     return pandas.DataFrame(
-        {"two trainings from": name, "barrier (nats)": spoken(value_S, LEVEL, ".3f", (0.0, math.inf))}
-        for name, value_S in lines
+        {"two trainings from": name, "barrier (nats)": _said(value_S, (0.0, math.inf))} for name, value_S in lines
     )
 
 
@@ -397,7 +426,8 @@ def _draw_costs(axes: Any, c: Costs) -> None:
 
     kept_K = np.asarray(list(c.kept.values()))
     for place, (kind, (colour, marker, name)) in enumerate(LOOKS.items()):
-        each = np.asarray([mean_and_interval(c.cost[kind, r], LEVEL) for r in c.kept]).T
+        there = [cost_S[np.isfinite(cost_S)] for cost_S in (c.cost[kind, r] for r in c.kept)]
+        each = np.asarray([mean_and_interval(x_S, LEVEL) if len(x_S) > 1 else (math.nan,) * 3 for x_S in there]).T
         # Side by side, so that intervals do not hide each other.
         axes.errorbar(kept_K * 1.035 ** (place - 1.5), each[0], yerr=np.abs(each[1:] - each[0]), color=colour,
                       marker=marker, ms=5.5, mec="white", mew=0.6, lw=1.3, capsize=2, label=name)  # fmt: skip

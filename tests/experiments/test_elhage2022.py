@@ -90,11 +90,16 @@ def test_the_claimed_place_and_height_of_the_change_are_those_of_the_exact_loss(
 
     assert ahead(paper.CHANGE - 3e-3)
     assert not ahead(paper.CHANGE + 3e-3)
-    assert paper.pair_optimum(paper.CHANGE - 3e-3)[0] == pytest.approx(
-        abs(antipodal(paper.CHANGE - 3e-3).x[1] / antipodal(paper.CHANGE - 3e-3).x[0]), abs=1e-3
-    )
-    ratios = [abs(antipodal(d).x[1] / antipodal(d).x[0]) if ahead(d) else 0 for d in paper.PAIRS]
-    assert max(-np.diff(ratios)) == pytest.approx(paper.DROP, abs=1e-3)
+
+    def share(density):
+        first, second = antipodal(density).x[:2] if ahead(density) else (1, 0)
+        return abs(second / first)
+
+    # The valley is flat: searches end within .01 of each other, a fifth of the claim's margin.
+    assert paper.pair_optimum(paper.CHANGE - 3e-3)[0] == pytest.approx(share(paper.CHANGE - 3e-3), abs=0.01)
+    assert max(-np.diff([share(d) for d in paper.PAIRS])) == pytest.approx(paper.DROP, abs=0.01)
+    exact = [paper.pair_optimum(d)[0] for d in paper.PAIRS]
+    assert max(-np.diff(exact)) == pytest.approx(paper.DROP, abs=1e-3)
     assert paper.pair_optimum(paper.CHANGE + 3e-3)[0] == 0
 
 

@@ -62,6 +62,38 @@ def trained(kind, seed, round_, ticket, loss=2.0):
     return paper.Trained(arm, round_, 1.0, loss, ticket.start, None)
 
 
+def test_seeds_are_not_cut_at_0_before_they_are_averaged():
+    ahead, behind = (paper.measure(*planted(ticket=x, rewound=0.0), len(SEEDS))["match"] for x in (-0.1, 0.1))
+    assert (ahead.value, ahead.low, ahead.high) == (0, 0, 0)
+    assert behind.value == pytest.approx(0.06 + NOISE.mean())
+    noise_alone = paper.measure(*planted(), len(SEEDS))["match"]
+    assert noise_alone.value == max(0, NOISE.mean())
+    assert noise_alone.low == 0 < noise_alone.high
+
+
+def test_what_diverged_has_no_next_round_no_barrier_and_no_verdict():
+    from jaxgpt.tasks.tickets import Ticket
+
+    network = paper.network_of(SIZE)
+    whole = Ticket(network.init(0), network.whole())
+    good, bad = (trained(paper.WHOLE, 0, 0, whole, loss) for loss in (2.0, math.nan))
+
+    def kinds(ticket, rewound):
+        return [a.kind for a in paper.pruned_arms(SIZE, 0, {paper.TICKET: ticket, paper.REWOUND: rewound}, whole.start)]
+
+    assert kinds(good, good) == [paper.TICKET, paper.REWOUND, paper.RANDOM, paper.REDRAWN]
+    assert kinds(bad, good) == [paper.REWOUND]
+    assert kinds(good, bad) == [paper.TICKET, paper.RANDOM, paper.REDRAWN]
+    assert kinds(bad, bad) == []
+    costs, lines = planted()
+    costs.cost[paper.TICKET, 5][1] = math.nan
+    line = np.full(3, math.nan)
+    measured = paper.measure(costs, paper.Valleys(lines.start, {**lines.early, 2: (line, math.nan)}, lines.apart), 4)
+    for name in ("random", "redrawn", "rewound", "early"):
+        assert "1 of 4 seeds have no value" in measured[name].remark
+    assert "nan" not in str(paper.cost_table(costs))
+
+
 def test_costs_are_above_the_whole_network_of_the_same_seed():
     from jaxgpt.tasks.tickets import Ticket
 
