@@ -286,7 +286,7 @@ def measure(lines: Any, table: Any, cells: Any, size: Size, seeds: int) -> dict[
     none = "ReLU units die in no training, or one diverged"
     for kind in list(ACTIVATIONS)[1:]:
         idle_S = factorial.idle_where_deadly(cells, kind, size.levels)
-        found[f"{kind}_avoids"] = of_those_that_have(idle_S, size.seeds, none, LEVEL)
+        found[f"{kind}_avoids"] = of_those_that_have(idle_S.to_numpy(), size.seeds, none, LEVEL)
     return found
 
 
