@@ -211,4 +211,4 @@ def idle_where_deadly(rows: Any, kind: str, levels: Levels) -> pandas.Series:
 def deadly(rows: Any, levels: Levels) -> list[tuple[float, float, float]]:
     """The combinations (shift, rate, decay) at which more than DEADLY of the ReLU units are dead, mean of seeds."""
     dead = by_cell(rows[rows["activation"] == "relu"], "silent", levels).mean()
-    return list(dead[dead > DEADLY].index)
+    return [cell for cell, share in zip(dead.index.to_list(), dead.to_numpy(), strict=True) if share > DEADLY]
