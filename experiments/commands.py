@@ -8,6 +8,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -471,6 +472,11 @@ def target(name: str, path: Path | None) -> None:
         raise BadInput(f"{name}={path} is a folder; it must be a file")
     if path is not None and not path.absolute().parent.is_dir():
         raise BadInput(f"{name}={path} is not allowed; there is no folder {path.absolute().parent}")
+    try:
+        if path is not None:
+            tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as error:
+        raise BadInput(f"{name}={path} cannot be written: {error.strerror}") from error
 
 
 def _warn(line: str) -> None:

@@ -74,7 +74,7 @@ def anatomy(asked: flags.Anatomy, console: Console) -> None:
         store.write_bytes(asked.csv, found.rows.to_csv(index=False, lineterminator="\n").encode())
     if asked.json is not None:
         store.write_json(asked.json, {
-            "run": asked.run, "columns": inside_measures.COLUMNS, "notes": found.notes, "audit": found.audit,
+            "run": subject.name, "columns": inside_measures.COLUMNS, "notes": found.notes, "audit": found.audit,
             "even_attention": None if found.even is None else dict(zip(("sink", "entropy"), found.even, strict=True)),
             "rows": [{k: _json(v) for k, v in row.items()} for row in found.rows.to_dict("records")],
         })  # fmt: skip

@@ -336,10 +336,12 @@ class Member:
                 "shared_steps": self.shared, "bad_steps": self.bad_steps}  # fmt: skip
         # What stops and `checkpoint_every` put between must not push out the ones that a roll-back needs.
         there = [s for s in (*checkpoint.steps(self.run.checkpoints), step) if s <= step]
-        spare = [s for s in there if s % every == 0][-2:]
+        spare, keep = [s for s in there if s % every == 0][-2:], 2
         if self.t.keep_every:
+            if step == self.t.steps:  # nothing rolls back any more: what stays is what was asked for
+                spare, keep = [], 1
             spare += [s for s in there if s % self.t.keep_every == 0]
-        checkpoint.save(self.run.checkpoints, step, state, meta, spare=spare)
+        checkpoint.save(self.run.checkpoints, step, state, meta, keep, spare)
 
     def roll_back(self) -> TrainState:
         """The last good state with another retry count, so that the batches after it are new ones.

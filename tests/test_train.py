@@ -474,7 +474,7 @@ def test_checkpoints_that_are_to_be_kept_stay_and_change_nothing_else(tmp_path):
     for end in ends:
         end[0].pop("train.keep_every")
     assert ends[0] == ends[1]
-    assert {7, 14, 21, 28, 35, 42, 49, 50} <= set(checkpoint.steps(kept.checkpoints))
+    assert checkpoint.steps(kept.checkpoints) == [7, 14, 21, 28, 35, 42, 49, 50]  # not those of its roll-backs
     assert len(checkpoint.steps(usual.checkpoints)) == 2
 
 

@@ -140,6 +140,7 @@ def test_a_planted_nan_a_dead_unit_and_a_damaged_checkpoint_are_told(command, ra
         (["RUN", "--csv", "t.txt"], "--csv=t.txt is not allowed; its name must end in .csv"),
         (["RUN", "--csv", "no/t.csv"], "--csv=no/t.csv is not allowed; there is no folder"),
         (["RUN", "--figure", "."], "--figure=. is a folder; it must be a file"),
+        (["RUN", "--figure", "/proc/x"], "--figure=/proc/x "),  # a folder that nothing can be written to
         (["RUN", "--corpus", "missing.txt"], "--corpus missing.txt"),
     ],
 )
