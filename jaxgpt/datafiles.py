@@ -94,7 +94,7 @@ def fetch(name: str) -> Path:
     except (OSError, ValueError) as error:  # no network, HTTP error, full disk; ValueError: other bytes came
         raise BadInput(
             f"{name} could not be fetched from {file.url} ({type(error).__name__}); "
-            f"JAXGPT_DATA can name a folder that holds it"
+            f"JAXGPT_DATA can name a folder that holds it (sha256 {file.sha256})"
         ) from error
     return Path(cached)
 
