@@ -209,7 +209,13 @@ def look(subject: Subject, windows: int | None, text: str | None, say: Console) 
     if not rows:
         raise BadInput(f"run={subject.name} has no checkpoint that is whole: {notes[-1]}")
     frame = inside_measures.tidy(subject.name, len(window_WxT1), rows)
-    even = even_attention(c.context) if frame["sink"].notna().to_numpy().any() else None
+    even = None
+    if frame["sink"].notna().to_numpy().any():
+        if separator(subject) is None:
+            even = even_attention(c.context)
+        else:
+            notes.append("data.document_mask: queries see their own document alone, so that sink is smaller than where "
+                         "all see the window's first position, and there is no line of even attention")  # fmt: skip
     return Found(subject, frame, tuple(audit), tuple(notes + inside_measures.missing(c, initial is None)), even)
 
 

@@ -9,6 +9,8 @@
 All have the same weights; the last two leave the second norm of a block unused. Those whose stream is not normed at
 its end (pre, parallel, branch) have one more norm before the logits.
 
+It stands here and not in a group, whose modules `jaxgpt list` imports: this one imports JAX when it is imported.
+
 Letters as in model.py.
 """
 

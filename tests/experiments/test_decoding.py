@@ -5,14 +5,16 @@ import math
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 
-from experiments import sampling
+from experiments import drawing
+from experiments.anatomy.family import Member
 from experiments.architecture import decoding
 from experiments.claims import verdict
-from jaxgpt import build, sample
+from jaxgpt import RunConfig, build, sample
 from jaxgpt.known_models import KNOWN_MODELS
 
 CLAIMS = {claim.id: claim for claim in decoding.CLAIMS}
@@ -30,34 +32,65 @@ def test_the_slope_of_the_entropy_is_the_variance_over_the_cubed_temperature():
 
     def height(temperature):
         weight = np.exp(logits / temperature)
-        return sampling.entropy(weight / weight.sum())
+        return drawing.entropy(weight / weight.sum())
 
-    found, exact = sampling.slopes(logits, t)
+    found, exact = drawing.slopes(logits, t)
     assert exact == pytest.approx((height(t + step) - height(t - step)) / (2 * step), rel=1e-6)
     assert found == pytest.approx(exact, rel=1e-2)
 
 
 def test_top_k_then_top_p_keep_what_they_should():
     logits = np.log([0.4, 0.1, 0.3, 0.2])
-    assert sampling.kept(logits, None, 0.6) == {0, 2}
-    assert sampling.kept(logits, 2, None) == {0, 2}
-    assert sampling.kept(logits, 2, 0.5) == {0}
-    assert sampling.kept(logits, None, 0.05) == {0}
-    assert sampling.kept(np.zeros(3), 2, None) == {0, 1}
+    assert drawing.kept(logits, None, 0.6) == {0, 2}
+    assert drawing.kept(logits, 2, None) == {0, 2}
+    assert drawing.kept(logits, 2, 0.5) == {0}
+    assert drawing.kept(logits, None, 0.05) == {0}
+    assert drawing.kept(np.zeros(3), 2, None) == {0, 1}
 
 
 def test_a_sampler_that_cuts_elsewhere_is_found(monkeypatch):
-    assert sampling.supports_right(0, 12, 8) == 1.0
+    assert drawing.supports_right(0, 12, 8) == 1.0
     wrong = jax.jit(lambda z, t, k, p: sample.distribution(z, t, k + 1, p))
-    monkeypatch.setattr(sampling, "_distribution", wrong)
-    assert sampling.supports_right(0, 12, 8) < 1.0
+    monkeypatch.setattr(drawing, "_distribution", wrong)
+    assert drawing.supports_right(0, 12, 8) < 1.0
 
 
 def test_draws_from_another_distribution_are_found(monkeypatch):
-    assert 0.2 < sampling.chi_squared(0, 12, 2000) < 2.5
-    warmer = lambda z, seed, place, t, k, p: sample.draw(z, seed, place, 2 * t, k, p)  # noqa: E731
-    monkeypatch.setattr(sampling, "_draws", jax.jit(jax.vmap(warmer, in_axes=(None, None, 0, None, None, None))))
-    assert sampling.chi_squared(0, 12, 2000) > 5
+    assert 0.2 < drawing.chi_squared(0, 12, 2000) < 2.5
+    right = drawing._draws
+    monkeypatch.setattr(drawing, "_draws", lambda z, seed, place, t, k, p: right(z, seed, place, 2 * t, k, p))
+    assert drawing.chi_squared(0, 12, 2000) > 5
+
+
+def test_draws_are_those_of_the_places_one_by_one_whatever_are_drawn_at_once():
+    logits = np.linspace(-1, 1, 5).astype(np.float32)
+    places = np.arange(drawing.AT_ONCE + 3)
+    together = np.asarray(drawing._draws(logits, 7, places, 0.8, 4, 0.9))
+    alone = [int(sample.draw(logits, 7, int(place), 0.8, 4, 0.9)) for place in (0, 1, *places[-4:])]
+    assert [together[0], together[1], *together[-4:]] == alone
+
+
+@pytest.mark.parametrize(("together", "expected"), [(False, 1.0), (True, 3.0)])
+def test_the_positions_whose_logits_move_are_counted(together, expected, monkeypatch):
+    model, token = build.create(replace(SMALL, context=5), 0), np.arange(10).reshape(2, 5) % SMALL.vocab_size
+    if together:  # outputs made from the sum over all positions so far: all from the middle one on move
+        right = model.final_norm
+        monkeypatch.setattr(model, "final_norm", lambda x_BxTxD: right(jnp.cumsum(x_BxTxD, axis=1)))
+    assert decoding.moved(model, token.astype(np.int32), 0) == expected
+
+
+def test_the_loss_by_hand_is_that_of_float32_where_the_model_computes_in_less(tmp_path, monkeypatch):
+    small = replace(SMALL, compute_dtype="bfloat16", n_layers=1)
+    member = Member("x", RunConfig(model=small), tmp_path, (0, 1))
+    monkeypatch.setattr("experiments.anatomy.family.params", lambda *_: jax.tree.map(jnp.asarray, params))
+    params = build.init_params(small, 0)
+    window = np.random.default_rng(0).integers(0, small.vocab_size, (3, small.context + 1)).astype(np.int32)
+    found = decoding.of_member(member, window)
+    assert found["by_hand"] < 1e-5
+    logits = np.asarray(build.create(replace(small, compute_dtype="float32"), 0)(window[:, :-1]), float)
+    nats = np.log(np.exp(logits).sum(axis=-1)) - np.take_along_axis(logits, window[:, 1:, None], axis=-1)[..., 0]
+    assert found["loss"] == pytest.approx(nats.mean(), abs=1e-5)
+    assert found["start"] == pytest.approx(found["loss"] - math.log(small.vocab_size), abs=1e-5)
 
 
 def test_influence_is_the_gradient_by_finite_differences():
@@ -93,7 +126,7 @@ def test_models_are_counted_leaf_by_leaf(name, parameters):
 # --- from tables to verdicts -----------------------------------------------------------------------------------------
 
 MEMBER = {"outputs": 1.0, "summed": 2.0, "by_hand": 1e-6, "start": 0.01, "embeddings": 0.2}
-BELIEFS = {"summed", "gpt3_context", "gpt3_heads", "softmax_printed", "embeddings"}
+BELIEFS = {"summed", "gpt3_context", "softmax_printed", "embeddings"}
 
 
 @pytest.fixture(scope="module")
@@ -131,4 +164,4 @@ def test_the_command_leaves_claims_summary_and_figure(tmp_path, command, monkeyp
     outcome = tmp_path / "results/raw/decoding/smoke/outcome"
     claims = {c["id"]: c for c in json.loads((outcome / "claims.json").read_text())}
     assert list(claims) == list(CLAIMS)
-    assert claims["causal"]["verdict"] == claims["gpt3"]["verdict"] == claims["softmax"]["verdict"] == "reproduced"
+    assert claims["causal"]["verdict"] == claims["recount"]["verdict"] == claims["softmax"]["verdict"] == "reproduced"

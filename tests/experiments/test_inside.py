@@ -12,9 +12,9 @@ from flax import nnx
 from rich.console import Console
 
 from experiments import inside_measures, inside_page
-from experiments.inside import Found, Subject
+from experiments.inside import Found, Subject, look
 from jaxgpt import build, checkpoint, huggingface, store
-from jaxgpt.config import ModelConfig, RunConfig
+from jaxgpt.config import DataConfig, ModelConfig, RunConfig
 from jaxgpt.tokenizer import BYTES
 
 SMALL = ModelConfig(d_model=8, n_layers=2, n_heads=2, context=8, mlp="relu", bias=True, positions="learned")
@@ -165,6 +165,16 @@ def test_a_unit_that_a_bias_has_shut_is_dead_and_its_layer_alone_says_so():
     assert grown[[1, 2]] == pytest.approx([0, 8 / 32])
     assert grown[4] == pytest.approx(4 / 32)  # the mean of both layers
     assert after["active"][2] < before["active"][2]
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_attention_spread_evenly_is_drawn_only_where_all_positions_are_seen(mask, here):
+    (here / "text.txt").write_text("".join(f"line {i} of a text\n" for i in range(100)))
+    data = DataConfig(corpus=str(here / "text.txt"), document_mask=mask)
+    subject = Subject("x", "x", RunConfig(model=SMALL, data=data), BYTES, (0,), "")
+    found = look(subject, 4, None, Console(quiet=True))
+    assert (found.even is None) == mask
+    assert any("document_mask" in note for note in found.notes) == mask
 
 
 def test_a_large_dimension_is_found_behind_the_embedding_and_counts_as_massive():

@@ -121,10 +121,10 @@ def test_the_largest_stable_rate_is_where_the_loss_crosses_the_limit_above_the_b
 # --- from tables to verdicts -----------------------------------------------------------------------------------------
 
 
-def planted(power=None, rates=None, losses=None, difference=0.5, scatter=0.01, seeds=4):
+def planted(power=None, rates=None, losses=None, slopes=None, difference=0.5, scatter=0.01, seeds=4):
     """What theory and the paper say, unless told otherwise: gradients, then largest stable rates and best losses."""
     rng = np.random.default_rng(0)
-    power = {("pre", "plain"): -0.5, **(power or {})}
+    power, slopes = {("pre", "plain"): -0.5, **(power or {})}, {"post": 2.0, **(slopes or {})}
     rates = {("post", "without"): -8.0, ("post", "with"): -6.0, **(rates or {})}
     start, ends = [], []
     for placement in paper.PLACEMENTS:
@@ -132,7 +132,9 @@ def planted(power=None, rates=None, losses=None, difference=0.5, scatter=0.01, s
             for weights in ("plain", "gpt2"):
                 for depth in (6, 48):
                     for layer in range(1, depth + 1):
-                        slope = {"post": 2.0 ** (2 * (layer - depth) / (depth - 1))}.get(placement, 1.0)
+                        # As large as told over the layers of the shallow model alone.
+                        octaves = slopes.get(placement, 0.0) if depth == 6 else -5.0
+                        slope = 2.0 ** (octaves * (layer - depth) / (depth - 1))
                         norm = (
                             slope
                             * depth ** power.get((placement, weights), 0.0)
@@ -164,7 +166,10 @@ def test_where_paper_and_theory_are_right_all_is_reproduced_but_that_other_formu
         ({"power": {("pre", "plain"): 0.0}}, "pre_depth", "contradicted"),
         ({"power": {("pre", "gpt2"): -0.5}}, "gpt2_depth", "contradicted"),
         ({"rates": {("post", "with"): -8.0}}, "post_warmup", "not seen at this scale"),
+        ({"slopes": {"post": 0.0}}, "post_layers", "not seen at this scale"),
+        ({"slopes": {"pre": -2.0}}, "pre_layers", "not seen at this scale"),
         ({"rates": {("pre", "with"): -3.0}}, "pre_warmup", "not seen at this scale"),
+        ({"rates": {("pre", "with"): -3.0}}, "warmup_contrast", "not seen at this scale"),
         ({"rates": {("pre", "without"): -8.0}}, "pre_rate", "not seen at this scale"),
         ({"losses": {"sum": 3.0}}, "sum_loss", "not seen at this scale"),
         ({"losses": {"branch": 3.0}}, "branch_loss", "not seen at this scale"),
@@ -180,7 +185,43 @@ def test_a_rate_that_was_not_found_leaves_its_claims_open(rate):
     start, ends = planted()
     ends.loc[(ends["placement"] == "pre") & (ends["warmup"] == "without") & (ends["seed"] == 0), "rate"] = rate
     said = verdicts(start, ends)
-    assert {name for name, what in said.items() if what == "inconclusive"} == {"pre_warmup", "pre_rate"}
+    assert {name for name, what in said.items() if what == "inconclusive"} == {
+        "pre_warmup",
+        "warmup_contrast",
+        "pre_rate",
+    }
+
+
+def test_the_contrast_is_the_difference_of_what_warm_up_does():
+    rates = {("post", "with"): -6.0, ("post", "without"): -7.5, ("pre", "with"): -4.0, ("pre", "without"): -4.75}
+    found = paper.measure(*planted(rates=rates, scatter=0.0), 4)
+    assert found["warmup_contrast"].value == pytest.approx(1.5 - 0.75)
+
+
+def test_a_best_loss_at_the_edge_of_the_rates_is_told():
+    losses = {4: [2.0, 3.0, np.nan], 5: [3.0, 2.5, 9.0], 6: [3.0, np.inf, 2.9], 7: [np.nan] * 3}
+    rows = [{"placement": "post", "optimizer.warmup_steps": 0, "train.seed": seed, "model.vocab_size": 256,
+             "optimizer.learning_rate": 2.0**rate, "final_loss": loss}
+            for seed, three in losses.items() for rate, loss in zip((-3, -2, -1), three, strict=True)]  # fmt: skip
+    ends = paper.by_run(pd.DataFrame(rows), 3.0).set_index("seed")
+    assert ends["edge"].to_dict() == {4: "lowest", 5: "", 6: "highest", 7: ""}
+    assert ends["loss"].to_dict() == pytest.approx({4: 2.0, 5: 2.5, 6: 2.9, 7: np.nan}, nan_ok=True)
+    told = paper._edges(ends["edge"])
+    assert told == "; at the lowest rate tried in 1 of 4 seeds, the highest rate tried in 1 of 4 seeds"
+    assert paper._edges(pd.Series(["", ""])) == ""
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ([-2.0, -2.0, -2.0], "-2.0 (-2.0 to -2.0)"),
+        ([np.inf, -1.5, -1.8], "> -1 in 1 of 3 seeds, else -1.8 and -1.5"),
+        ([np.inf, np.nan, -3.0], "> -1 in 1 of 3 seeds, none in 1 of 3 seeds, else -3.0"),
+        ([np.nan, np.nan, np.nan], "none in 3 of 3 seeds"),
+    ],
+)
+def test_rates_have_a_mean_only_where_every_seed_has_one(rates, told):
+    assert paper._rates(pd.Series(rates), -1) == told
 
 
 @pytest.mark.slow  # it compiles ten programs

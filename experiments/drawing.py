@@ -1,5 +1,7 @@
 """jaxgpt.sample held against arithmetic: the slope of entropy, what top-k and top-p leave, how often tokens are drawn.
 
+It stands here and not in a group, whose modules `jaxgpt list` imports: this one imports JAX when it is imported.
+
 Letters: V tokens, N draws.
 """
 
@@ -11,6 +13,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from scipy.special import entr
 
 from jaxgpt.sample import distribution, draw
@@ -20,7 +23,15 @@ STEP = 0.02  # of central differences, by the temperature: float32 carries five 
 
 # Compiled once per number of tokens: the settings are arguments.
 _distribution = jax.jit(distribution)
-_draws = jax.jit(jax.vmap(draw, in_axes=(None, None, 0, None, None, None)))
+AT_ONCE = 1024  # draws, each of which takes V random numbers
+
+
+@jax.jit
+def _draws(logits_V: Array, seed: int, place_N: Array, temperature: float, top_k: int, top_p: float) -> Array:
+    """A token [N] for each place."""
+    return jax.lax.map(
+        lambda place: draw(logits_V, seed, place, temperature, top_k, top_p), place_N, batch_size=AT_ONCE
+    )
 
 
 def entropy(p_V: np.ndarray) -> float:
@@ -51,7 +62,9 @@ def worst_slope(seed: int, tokens: int, temperatures: Sequence[float]) -> float:
 
 
 def kept(logits_V: np.ndarray, top_k: int | None, top_p: float | None) -> set[int]:
-    """The tokens that top-k, then top-p leave, by their definition: an independent computation in float64."""
+    """The tokens that top-k, then top-p leave, by their definition: an independent computation in float64. Of equal
+    logits the one of lower id goes first.
+    """
     order = sorted(range(len(logits_V)), key=lambda token: (-logits_V[token], token))[:top_k]
     weight = np.exp(logits_V[order] - logits_V.max())
     mass, left = 0.0, set()
