@@ -46,16 +46,11 @@ def _spans(length: int) -> list[tuple[slice, slice]]:
 
 
 def _scores(q_NxQxK: Array, k_NxSxK: Array, first: int, scale: float, precision: Any) -> Array:
-    """[N, Q, S]; hidden ones so low that their weight is 0. `first`: the position of the first query."""
+    """[N, Q, S]; hidden ones -inf. `first`: the position of the first query."""
     scores_NxQxS = jnp.einsum("NQK,NSK->NQS", q_NxQxK, k_NxSxK, precision=precision)
     scores_NxQxS = scores_NxQxS.astype(jnp.promote_types(scores_NxQxS.dtype, jnp.float32)) * scale
-    return jnp.where(_seen(scores_NxQxS, first), scores_NxQxS, jnp.finfo(scores_NxQxS.dtype).min)
-
-
-def _seen(scores_NxQxS: Array, first: int) -> Array:
-    """Whether a query sees a key, [Q, S]."""
-    queries, keys = scores_NxQxS.shape[1:]
-    return jnp.arange(keys)[None] <= first + jnp.arange(queries)[:, None]
+    seen_QxS = jnp.arange(k_NxSxK.shape[1])[None] <= first + jnp.arange(q_NxQxK.shape[1])[:, None]
+    return jnp.where(seen_QxS, scores_NxQxS, -jnp.inf)
 
 
 def _rows(x_BxTxHxK: Array) -> Array:
@@ -73,11 +68,11 @@ def _forward(
     outs, logs = [], []
     for queries, keys in _spans(q_NxTxK.shape[1]):
         scores_NxQxS = _scores(q_NxTxK[:, queries], k_NxTxK[:, keys], queries.start, scale, precision)
-        highest_NxQ = scores_NxQxS.max(axis=-1)
+        # Of a query whose own scores are all -inf every weight is 0, then: it reads nothing, least of all from later on.
+        highest_NxQ = jnp.maximum(scores_NxQxS.max(axis=-1), jnp.finfo(scores_NxQxS.dtype).min)
         weights_NxQxS = jnp.exp(scores_NxQxS - highest_NxQ[..., None])
         sum_NxQ = weights_NxQxS.sum(axis=-1)
-        # Of a query whose own scores are all -inf the hidden ones are the highest: it gets 0, not values from later on.
-        weights_NxQxS = jnp.where(_seen(weights_NxQxS, queries.start), weights_NxQxS, 0)
+        sum_NxQ = jnp.where(sum_NxQ > 0, sum_NxQ, 1)
         z_NxQxK = jnp.einsum("NQS,NSK->NQK", weights_NxQxS.astype(v_NxTxK.dtype), v_NxTxK[:, keys], precision=precision)
         outs.append((z_NxQxK / sum_NxQ[..., None]).astype(v_NxTxK.dtype))
         logs.append(highest_NxQ + jnp.log(sum_NxQ))
@@ -96,7 +91,6 @@ def _backward(scale: float, precision: Any, kept: tuple[Array, ...], dz_BxTxHxK:
         q_NxQxK, dz_NxQxK = q_NxTxK[:, queries], dz_NxTxK[:, queries]
         scores_NxQxS = _scores(q_NxQxK, k_NxTxK[:, keys], queries.start, scale, precision)
         weights_NxQxS = jnp.exp(scores_NxQxS - log_NxT[:, queries, None])
-        weights_NxQxS = jnp.where(_seen(weights_NxQxS, queries.start), weights_NxQxS, 0)
         dweights_NxQxS = product("NQK,NSK->NQS", dz_NxQxK, v_NxTxK[:, keys])
         dscores_NxQxS = (scale * weights_NxQxS * (dweights_NxQxS - mean_NxT[:, queries, None])).astype(q_NxTxK.dtype)
         dv_NxTxK = dv_NxTxK.at[:, keys].add(product("NQS,NQK->NSK", weights_NxQxS.astype(q_NxTxK.dtype), dz_NxQxK))
