@@ -23,12 +23,13 @@ help:
 demo: $(VENV)/.demo-is-set-up
 	@$(BIN)/jaxgpt reproduce demo
 
-# A file at a time to each core, so that what a file sets up is set up once.
+# A file at a time to each core, so that what a file sets up is set up once, in the order of tests/conftest.py.
 test: $(VENV)/.test-is-set-up
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
+# With all optimisations of XLA, which tests/conftest.py leaves out: these compute for long.
 test-slow: $(VENV)/.test-is-set-up
-	$(BIN)/python -m pytest -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow
 
 # Parity with the transformers package, in an environment of its own: torch is large.
 test-hf:

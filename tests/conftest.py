@@ -20,6 +20,13 @@ os.environ |= {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+# Tests compile for far longer than they compute, so XLA is asked for the plainest code; their processes inherit that.
+# `XLA_FLAGS= pytest ...` runs them on the code that users run, as `make test-slow` does, whose models compute for long.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 
 # How long one example takes says how loaded the machine is, and whether something had to be compiled.
 hypothesis.settings.register_profile("jaxgpt", deadline=None)
@@ -29,6 +36,15 @@ hypothesis.settings.load_profile("jaxgpt")
 def pytest_unconfigure():
     if not WORKER:
         shutil.rmtree(CACHE, ignore_errors=True)
+
+
+# Files that take longest, most of it waiting for processes that they start: begun first, none of them is left to one
+# core alone at the end.
+FIRST = ("test_hosts", "test_launchers", "test_parallel", "test_launch", "test_optimised")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
 
 
 LETTERS = 8

@@ -22,7 +22,6 @@ from jaxgpt.recurrent import Recurrent
 B, T, V = 2, 7, 11
 TINY = ModelConfig(d_model=12, n_layers=2, n_heads=3, context=8, vocab_size=V)
 TOKENS_BxT = np.random.default_rng(1).integers(0, V, (B, T), np.int32)
-QUICK = {"xla_backend_optimization_level": 0}  # what is tested does not depend on it, and it compiles faster
 
 
 @pytest.fixture
@@ -55,11 +54,7 @@ def random_model(c, seed=0):
     return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(leaf, state))
 
 
-def quick_jit(function):
-    return jax.jit(function, compiler_options=QUICK)
-
-
-@quick_jit
+@jax.jit
 def outputs(m, key=None):
     return m(TOKENS_BxT, key=key)
 
@@ -118,7 +113,7 @@ def test_cached_outputs_equal_those_of_a_full_pass_in_one_go_and_in_pieces(field
     c = with_(TINY, **(given(n_layers=1) | fields))
     inputs = inputs_of(c)
 
-    @quick_jit
+    @jax.jit
     def run(m):
         return m(inputs), decoded(m, (T,), T, inputs), decoded(m, (4, 1, 2), T + 1, inputs)
 
@@ -128,7 +123,7 @@ def test_cached_outputs_equal_those_of_a_full_pass_in_one_go_and_in_pieces(field
 
 
 def full_and_in_pieces(c):
-    return quick_jit(lambda m: (m(TOKENS_BxT), decoded(m, (4, 1, 1, 1), T)))(random_model(c))
+    return jax.jit(lambda m: (m(TOKENS_BxT), decoded(m, (4, 1, 1, 1), T)))(random_model(c))
 
 
 @pytest.mark.parametrize("fields", [given(positions="alibi", n_kv_heads=1), given(architecture="lstm")], ids=str)
@@ -183,7 +178,7 @@ def test_a_model_that_sees_the_future_has_no_cache():
 @pytest.mark.parametrize("fields", [given(), given(scan_layers=True), given(architecture="lstm")], ids=str)
 def test_one_compiled_step_serves_every_position_and_leaves_its_cache_as_it_was(fields):
     m = random_model(with_(TINY, **fields))
-    step = quick_jit(lambda m, tokens_Bx1, cache: m.decode(tokens_Bx1, cache))
+    step = jax.jit(lambda m, tokens_Bx1, cache: m.decode(tokens_Bx1, cache))
     full_BxTxV, cache = outputs(m), m.empty_cache(B, T)
     for t in range(T):
         (one_Bx1xV, after), (again_Bx1xV, _) = (step(m, TOKENS_BxT[:, t : t + 1], cache) for _ in range(2))
@@ -198,7 +193,7 @@ def test_a_cache_put_back_to_an_earlier_length_forgets_what_came_after():
     changed_BxT = TOKENS_BxT.copy()
     changed_BxT[:, 4:] = (TOKENS_BxT[:, 4:] + 3) % V
 
-    @quick_jit
+    @jax.jit
     def run(m):
         _, cache = m.decode(TOKENS_BxT, m.empty_cache(B, 8))
         return m.decode(changed_BxT[:, 4:], cache._replace(length=jnp.int32(4)))[0], m(changed_BxT)[:, 4:]
@@ -249,7 +244,7 @@ def test_scanned_or_rematerialised_the_same_key_drops_the_same_units_and_gives_t
             return (outputs_BxTxV**2).sum(), outputs_BxTxV
 
         stream_BxTxD = np.random.default_rng(3).normal(size=(B, T, 12)).astype(np.float32)
-        return quick_jit(jax.grad(loss, has_aux=True))(stream_BxTxD, random_model(c))
+        return jax.jit(jax.grad(loss, has_aux=True))(stream_BxTxD, random_model(c))
 
     c = with_(TINY, dropout=RATE)
     for actual, expected in zip(run(with_(c, **fields)), run(c), strict=True):
@@ -264,7 +259,7 @@ def test_where_the_pattern_drops_the_fused_kernel_gives_way_to_the_plain_one():
 def test_dropped_units_of_the_embedding_are_zero_others_scaled_up_and_their_share_is_the_rate():
     m = random_model(with_(TINY, n_layers=0, norm="none", dropout=RATE))
     x_BxTxD = np.asarray(m.inspect(TOKENS_BxT, keep=["embedding"])[1]["embedding"])
-    final = quick_jit(jax.vmap(lambda key: m.inspect(TOKENS_BxT, keep=["final"], key=key)[1]["final"]))
+    final = jax.jit(jax.vmap(lambda key: m.inspect(TOKENS_BxT, keep=["final"], key=key)[1]["final"]))
     kept_NxBxTxD = np.asarray(final(KEYS))
     dropped_NxBxTxD = kept_NxBxTxD == 0
     np.testing.assert_allclose(kept_NxBxTxD, np.where(dropped_NxBxTxD, 0, x_BxTxD / (1 - RATE)), rtol=1e-6)
@@ -275,7 +270,7 @@ def test_dropped_units_of_the_embedding_are_zero_others_scaled_up_and_their_shar
 
 def test_the_mean_over_keys_is_the_output_without_dropout_where_the_model_is_linear():
     m = random_model(with_(TINY, n_layers=0, norm="none", dropout=RATE))
-    outputs_NxBxTxV = np.asarray(quick_jit(jax.vmap(lambda key: m(TOKENS_BxT, key=key)))(KEYS))
+    outputs_NxBxTxV = np.asarray(jax.jit(jax.vmap(lambda key: m(TOKENS_BxT, key=key)))(KEYS))
     x_BxTxD, w_DxV = m.embed(TOKENS_BxT), m.unembed.kernel[...]
     variance_BxTxV = np.asarray((x_BxTxD**2) @ (w_DxV**2)) * RATE / (1 - RATE)  # of a sum of independent units
     error_BxTxV = outputs_NxBxTxV.mean(axis=0) - np.asarray(m(TOKENS_BxT))
@@ -288,7 +283,7 @@ def added_in(m, key, tokens_BxT):
     """(before dropout, after it) for what each branch of each layer adds to the stream."""
     residuals = ["layers.0.residual", "layers.0.residual_mid", "layers.1.residual", "layers.1.residual_mid", "final"]
     outs = ["layers.0.attention.out", "layers.0.mlp.out", "layers.1.attention.out", "layers.1.mlp.out"]
-    _, seen = quick_jit(lambda m: m.inspect(tokens_BxT, keep=residuals + outs, key=key))(m)
+    _, seen = jax.jit(lambda m: m.inspect(tokens_BxT, keep=residuals + outs, key=key))(m)
     steps = [seen[after] - seen[before] for before, after in itertools.pairwise(residuals)]
     return [(np.asarray(seen[out]), np.asarray(step)) for out, step in zip(outs, steps, strict=True)]
 
@@ -316,7 +311,7 @@ def test_weights_of_the_attention_pattern_are_dropped_at_the_rate_each_by_itself
     m = random_model(with_(TINY, n_layers=1, dropout=RATE))
     tokens_Bx1 = np.tile(np.arange(V, dtype=np.int32), 100)[:, None]
 
-    @quick_jit
+    @jax.jit
     def heads(m):
         return m.inspect(tokens_Bx1, keep=["layers.0.attention.heads"], key=KEYS[0])[1]["layers.0.attention.heads"]
 
@@ -363,7 +358,7 @@ def test_the_documents_are_all_there():
 
 @pytest.mark.parametrize("fields", PACKED, ids=str)
 def test_each_document_of_a_packed_row_gets_the_outputs_that_it_gets_alone(fields):
-    @quick_jit
+    @jax.jit
     def run(m):
         packed_BxTxV, unmarked_BxTxV = m(TOKENS_BxT, segment_BxT=SEGMENT_BxT), m(TOKENS_BxT)
         return packed_BxTxV, unmarked_BxTxV, [m(TOKENS_BxT[documents(length)]) for length in (2, 3)]
@@ -388,7 +383,7 @@ def test_each_document_of_a_packed_row_gets_the_outputs_that_it_gets_alone(field
 def test_no_output_depends_on_an_input_of_another_document_and_each_on_all_it_sees_of_its_own(fields):
     m = random_model(with_(TINY, d_input=5, d_output=2, **fields))
     x_TxI = np.random.default_rng(2).normal(size=(T, 5)).astype(np.float32)
-    jacobian = quick_jit(jax.jacrev(lambda x_TxI: m(x_TxI[None], segment_BxT=SEGMENT_BxT[:1])[0]))
+    jacobian = jax.jit(jax.jacrev(lambda x_TxI: m(x_TxI[None], segment_BxT=SEGMENT_BxT[:1])[0]))
     influence_TxS = np.abs(np.asarray(jacobian(x_TxI))).sum(axis=(1, 3))
     sees_TxS = SEGMENT_BxT[0][:, None] == SEGMENT_BxT[0][None]
     if m.config.causal:
@@ -402,7 +397,7 @@ def test_documents_and_a_key_mask_hide_together(fields):
     key_mask_BxS = np.ones((B, T), bool)
     key_mask_BxS[0, 3] = key_mask_BxS[1, 0] = False  # within a document, and the first of one
 
-    @quick_jit
+    @jax.jit
     def run(m):
         alone = [m(TOKENS_BxT[at], key_mask_BxS[at]) for at in map(documents, (2, 3))]
         return m(TOKENS_BxT, key_mask_BxS, segment_BxT=SEGMENT_BxT), alone
@@ -414,7 +409,7 @@ def test_documents_and_a_key_mask_hide_together(fields):
 
 def test_one_document_a_row_is_the_same_as_no_marks():
     m = random_model(with_(TINY, positions="learned"))
-    marked_BxTxV = quick_jit(lambda m: m(TOKENS_BxT, segment_BxT=np.full((B, T), 4, np.int32)))(m)
+    marked_BxTxV = jax.jit(lambda m: m(TOKENS_BxT, segment_BxT=np.full((B, T), 4, np.int32)))(m)
     assert_close(marked_BxTxV, outputs(m), 1e-6)
 
 

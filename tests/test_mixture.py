@@ -31,6 +31,12 @@ def drawn(c, seed=0, kind=Mixture):
     return nnx.merge(split, state), named
 
 
+@jax.jit
+def outputs(mixture, x_BxTxD):
+    """In one program; one by one, its operations would each have to be compiled."""
+    return mixture(x_BxTxD, untapped)
+
+
 def stream(c, batch=3, length=7, seed=1):
     return np.random.default_rng(seed).standard_normal((batch, length, c.d_model)).astype(np.float32)
 
@@ -82,7 +88,7 @@ def test_every_token_gets_the_weighted_sum_of_its_experts(mlp, bias, n_experts, 
     mixture, params = drawn(c)
     x_BxTxD = stream(c, *shape)
     expected = [[slow_mixture(c, params, x_D.astype(float)) for x_D in x_TxD] for x_TxD in x_BxTxD]
-    np.testing.assert_allclose(mixture(x_BxTxD, untapped), expected, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(outputs(mixture, x_BxTxD), expected, rtol=2e-5, atol=2e-6)
 
 
 def test_parameters_have_an_axis_of_experts():
@@ -109,7 +115,7 @@ def test_equal_experts_are_one_mlp_whatever_the_router_says(mlp, k):
             leaf = getattr(getattr(one, name), part)[...]
             getattr(getattr(mixture, name), part)[...] = jnp.broadcast_to(leaf, (4, *leaf.shape))
     x_BxTxD = stream(c)
-    np.testing.assert_allclose(mixture(x_BxTxD, untapped), one(x_BxTxD, untapped), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs(mixture, x_BxTxD), outputs(one, x_BxTxD), rtol=1e-5, atol=1e-6)
 
 
 def test_with_all_experts_the_weights_are_the_routers_probabilities():
@@ -119,7 +125,7 @@ def test_with_all_experts_the_weights_are_the_routers_probabilities():
     hidden = jax.nn.gelu(np.einsum("BTD,EDF->BTEF", x_BxTxD, params["up.kernel"]))
     p_BxTxE = jax.nn.softmax(x_BxTxD @ params["router.kernel"])
     expected = np.einsum("BTE,BTEF,EFD->BTD", p_BxTxE, hidden, params["down.kernel"])
-    np.testing.assert_allclose(mixture(x_BxTxD, untapped), expected, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(outputs(mixture, x_BxTxD), expected, rtol=2e-5, atol=2e-6)
 
 
 def test_the_order_of_the_experts_does_not_matter():
@@ -130,14 +136,14 @@ def test_the_order_of_the_experts_does_not_matter():
     for experts in (turned.up, turned.gate, turned.down):
         experts.kernel[...], experts.bias[...] = experts.kernel[...][order], experts.bias[...][order]
     x_BxTxD = stream(c)
-    np.testing.assert_allclose(mixture(x_BxTxD, untapped), turned(x_BxTxD, untapped), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs(mixture, x_BxTxD), outputs(turned, x_BxTxD), rtol=1e-5, atol=1e-6)
 
 
 def test_a_token_gets_the_same_alone_as_among_others():
     mixture, _ = drawn(TINY)
     x_BxTxD = stream(TINY, 4, 16)
-    alone = [[mixture(x_D[None, None], untapped)[0, 0] for x_D in x_TxD[:5]] for x_TxD in x_BxTxD[:2]]
-    np.testing.assert_allclose(mixture(x_BxTxD, untapped)[:2, :5], alone, rtol=1e-5, atol=1e-6)
+    alone = [[outputs(mixture, x_D[None, None])[0, 0] for x_D in x_TxD[:5]] for x_TxD in x_BxTxD[:2]]
+    np.testing.assert_allclose(outputs(mixture, x_BxTxD)[:2, :5], alone, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -147,7 +153,7 @@ def test_a_token_is_never_dropped_even_if_all_want_the_same_expert(k):
     x_BxTxD = np.abs(stream(c, 4, 16))
     mixture.router.kernel[...] = params["router.kernel"] = np.array([[9.0, 3.0, 0.0, 0.0]] * 8)
     expected = [[slow_mixture(c, params, x_D.astype(float)) for x_D in x_TxD] for x_TxD in x_BxTxD]
-    np.testing.assert_allclose(mixture(x_BxTxD, untapped), expected, rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(outputs(mixture, x_BxTxD), expected, rtol=2e-5, atol=2e-6)
 
 
 @settings(max_examples=200, deadline=None)
@@ -201,10 +207,11 @@ def test_gradients_are_those_of_finite_differences(k):
         x_BxTxD = jnp.asarray(stream(c), jnp.float64)
         target_BxTxD = jnp.asarray(stream(c, seed=2), jnp.float64)
 
+        @jax.jit
         def loss(state, x_BxTxD):
             return jnp.sum((nnx.merge(split, state)(x_BxTxD, untapped) - target_BxTxD) ** 2)
 
-        gradient = jax.tree.leaves(jax.grad(loss, argnums=(0, 1))(state, x_BxTxD))
+        gradient = jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(state, x_BxTxD))
         rng = np.random.default_rng(3)
         for _ in range(5):
             direction = jax.tree.map(lambda p: rng.standard_normal(p.shape), (state, x_BxTxD))
@@ -219,7 +226,7 @@ def test_gradients_are_those_of_finite_differences(k):
 def test_the_loss_teaches_the_router_also_with_one_expert_per_token(k):
     c = dataclasses.replace(TINY, experts_per_token=k)
     split, state = nnx.split(drawn(c)[0])
-    gradient = jax.grad(lambda s: jnp.sum(nnx.merge(split, s)(stream(c), untapped) ** 2))(state)
+    gradient = jax.jit(jax.grad(lambda s: jnp.sum(nnx.merge(split, s)(stream(c), untapped) ** 2)))(state)
     assert float(jnp.abs(gradient["router"]["kernel"][...]).max()) > 1e-3
 
 
@@ -232,7 +239,7 @@ def test_bfloat16_is_close_to_float32_and_routes_in_float32():
     y_BxTxD = half(x_BxTxD, lambda name, value: seen.setdefault(name, value))
     assert y_BxTxD.dtype == jnp.bfloat16
     assert seen["mlp.router"].dtype == jnp.float32
-    exact_BxTxD = mixture(x_BxTxD.astype(np.float32), untapped)
+    exact_BxTxD = outputs(mixture, x_BxTxD.astype(np.float32))
     assert float(jnp.abs(y_BxTxD - exact_BxTxD).max()) < 0.03 * float(jnp.abs(exact_BxTxD).max())
 
 
@@ -266,10 +273,10 @@ def test_scanned_and_recomputed_layers_have_the_same_outputs_and_gradients(field
 
 
 def test_no_token_reads_the_future():
-    model = create(TINY)
+    model, logits = create(TINY), jax.jit(lambda model, ids: model(ids))
     changed = tokens(TINY)
     changed[:, 5:] = (changed[:, 5:] + 1) % TINY.vocab_size
-    before, after = (np.asarray(model(ids)) for ids in (tokens(TINY), changed))
+    before, after = (np.asarray(logits(model, ids)) for ids in (tokens(TINY), changed))
     np.testing.assert_allclose(after[:, :5], before[:, :5], atol=1e-6)
     assert np.abs(after[:, 5:] - before[:, 5:]).max() > 1e-3
 
@@ -277,17 +284,23 @@ def test_no_token_reads_the_future():
 def test_decoding_token_by_token_is_the_full_pass():
     model, ids = create(TINY), tokens(TINY)
     cache, steps = model.empty_cache(2, 9), []
+    decode = jax.jit(lambda model, ids, cache: model.decode(ids, cache))
     for t in range(9):
-        logits, cache = model.decode(ids[:, t : t + 1], cache)
+        logits, cache = decode(model, ids[:, t : t + 1], cache)
         steps.append(logits)
-    np.testing.assert_allclose(jnp.concatenate(steps, axis=1), model(ids), atol=1e-5)
+    whole = jax.jit(lambda model, ids: model(ids))(model, ids)
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), whole, atol=1e-5)
 
 
 def test_many_models_at_once_are_each_alone():
     params = [init_params(TINY, seed) for seed in (0, 1, 2)]
-    alone = [nnx.merge(graphdef(TINY), p)(tokens(TINY)) for p in params]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
-    together = jax.vmap(lambda p: nnx.merge(graphdef(TINY), p)(tokens(TINY)))(stacked)
+
+    def logits(params):
+        return nnx.merge(graphdef(TINY), params)(tokens(TINY))
+
+    alone = [jax.jit(logits)(p) for p in params]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *params)
+    together = jax.jit(jax.vmap(logits))(stacked)
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 

@@ -20,7 +20,6 @@ TOKENS_BxT = np.random.default_rng(1).integers(0, V, (B, T), np.int32)
 VECTORS_BxTxI = np.random.default_rng(2).normal(size=(B, T, 5))
 # Row 0 hides one key; row 1 hides the first two, so that its first query sees no key when causal.
 KEY_MASK_BxS = np.array([[1, 1, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1]], bool)
-QUICK = {"xla_backend_optimization_level": 0}  # what is tested does not depend on it, and it compiles faster
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +61,6 @@ def random_model(c, seed=0):
 
 def inputs_of(c):
     return TOKENS_BxT if c.d_input is None else VECTORS_BxTxI
-
-
-def quick_jit(function):
-    return jax.jit(function, compiler_options=QUICK)
 
 
 def assert_close(actual, expected, tolerance):
@@ -178,7 +173,7 @@ def jacobian(c, key_mask_BxS=None, seed=0):
     """|d output_t / d input_s| summed over widths, [T, S], by reverse mode."""
     m = random_model(c, seed)
     mask = None if key_mask_BxS is None else key_mask_BxS[:1]
-    jac_TxVxSxI = quick_jit(jax.jacrev(lambda x_TxI: m(x_TxI[None], mask)[0]))(VECTORS_BxTxI[0].astype(np.float32))
+    jac_TxVxSxI = jax.jit(jax.jacrev(lambda x_TxI: m(x_TxI[None], mask)[0]))(VECTORS_BxTxI[0].astype(np.float32))
     assert np.isfinite(jac_TxVxSxI).all()
     return np.abs(jac_TxVxSxI).sum(axis=(1, 3))
 
@@ -209,7 +204,7 @@ def test_a_masked_key_influences_its_own_output_only(attention):
 def test_a_query_that_sees_no_key_gets_zeros_and_finite_gradients(fields):
     c = with_(TINY, n_layers=1, mlp="none", positions="none", **fields)
 
-    @quick_jit
+    @jax.jit
     def run(m):
         def loss(m):
             outputs_BxTxV, seen = m.inspect(TOKENS_BxT, KEY_MASK_BxS, keep=["layers.0.attention.heads"])
@@ -263,7 +258,7 @@ def test_a_sequence_longer_than_the_position_table_is_refused_and_others_are_not
 def test_bfloat16_compute_is_close_to_float32_and_keeps_float32_parameters(fields):
     c = with_(TINY, **fields)
     rough = nnx.merge(build.graphdef(with_(c, compute_dtype="bfloat16")), random_params(c))
-    exact_BxTxV, rough_BxTxV = (quick_jit(lambda m: m(TOKENS_BxT))(m) for m in (random_model(c), rough))
+    exact_BxTxV, rough_BxTxV = (jax.jit(lambda m: m(TOKENS_BxT))(m) for m in (random_model(c), rough))
     assert (exact_BxTxV.dtype, rough_BxTxV.dtype) == (jnp.float32, jnp.bfloat16)
     assert {p.dtype for p in named(nnx.state(rough)).values()} == {np.dtype("float32")}
     error = np.abs(np.asarray(rough_BxTxV, np.float32) - exact_BxTxV).max() / np.std(exact_BxTxV)
@@ -287,7 +282,7 @@ def test_float64_without_x64_is_refused_instead_of_silently_becoming_float32(fie
 def value_gradients_intermediates(c, key_mask_BxS=None, keep=()):
     """Outputs, gradients by unrolled parameter name, and intermediates, from `create(c, seed=0)`."""
 
-    @quick_jit
+    @jax.jit
     def run(m):
         def loss(m):
             outputs, seen = m.inspect(inputs_of(c), key_mask_BxS, keep=keep)
@@ -629,7 +624,7 @@ def test_a_scanned_model_starts_from_the_bits_of_an_unrolled_one():
 def test_the_loss_of_a_fresh_model_is_close_to_ln_V(fields):
     c = with_(ModelConfig(d_model=64, n_layers=2, vocab_size=256, context=32), **fields)
     tokens_BxT = np.random.default_rng(0).integers(0, 256, (4, 33))
-    log_p_BxTxV = jax.nn.log_softmax(quick_jit(lambda m, x: m(x))(build.create(c), tokens_BxT[:, :-1]))
+    log_p_BxTxV = jax.nn.log_softmax(jax.jit(lambda m, x: m(x))(build.create(c), tokens_BxT[:, :-1]))
     loss = -np.take_along_axis(np.asarray(log_p_BxTxV), tokens_BxT[:, 1:, None], axis=-1).mean()
     assert abs(loss - math.log(256)) < 0.1
 
@@ -646,7 +641,7 @@ def test_the_gradient_of_every_tensor_equals_finite_differences_in_float64():
         log_p_BxTxV = jax.nn.log_softmax(nnx.merge(graphdef, params)(TOKENS_BxT, KEY_MASK_BxS))
         return -jnp.take_along_axis(log_p_BxTxV, (TOKENS_BxT[..., None] + 1) % V, axis=-1).mean()
 
-    gradient, loss = quick_jit(jax.grad(loss))(params), quick_jit(loss)
+    gradient, loss = jax.jit(jax.grad(loss))(params), jax.jit(loss)
     rng, step = np.random.default_rng(5), 1e-5
     leaves, treedef = jax.tree_util.tree_flatten(params)
     for i, (name, g) in enumerate(named(gradient).items()):

@@ -18,8 +18,6 @@ from jaxgpt.config import BadInput
 from jaxgpt.parallel import Layout
 
 ROOT = Path(__file__).parents[1]
-# Less time to compile: the programs are tiny.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 # --- on eight simulated devices ------------------------------------------------------------------------------------
@@ -31,7 +29,7 @@ def figures(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, "-W", "error", "tests/eight_devices.py", str(tmp_path_factory.mktemp("checkpoints"))],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=900,

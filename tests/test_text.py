@@ -109,13 +109,11 @@ def test_a_run_on_a_part_of_the_text_sees_every_window_of_that_part_and_no_other
     documents = [sorted(bytes(np.asarray(d.train_n)).split(text.corpus.SEPARATOR)) for d in (of_part, of_whole)]
     assert documents[0] == documents[1]
     numbers = {"training_tokens": jnp.float32(3 * T)}
-    keys = jax.random.split(jax.random.key(0), 40)
-    windows = {
-        bytes(w.astype(np.uint8)) for key in keys for w in np.asarray(part.task.sample((of_part, numbers), key, 0))
-    }
+    keys, sample = jax.random.split(jax.random.key(0), 40), jax.jit(part.task.sample)
+    windows = {bytes(w.astype(np.uint8)) for key in keys for w in np.asarray(sample((of_part, numbers), key, 0))}
     assert windows == {bytes(train_n[i : i + T + 1]) for i in range(2 * T)}
-    loss_W = part.task.evaluate(part.task.init(0), (of_part, numbers)).loss_W
-    np.testing.assert_array_equal(loss_W, whole.task.evaluate(whole.task.init(0), of_whole).loss_W)
+    loss_W = jax.jit(part.task.evaluate)(part.task.init(0), (of_part, numbers)).loss_W
+    np.testing.assert_array_equal(loss_W, jax.jit(whole.task.evaluate)(whole.task.init(0), of_whole).loss_W)
 
 
 def test_parts_of_a_text_of_every_size_are_one_population(tiny, tmp_path):
@@ -145,6 +143,12 @@ def test_a_part_of_a_streamed_text_is_refused(tiny):
 # --- the loss ------------------------------------------------------------------------------------------------------
 
 
+def model_of(made, params):
+    """The model of a task as one program; one by one, its operations would each have to be compiled."""
+    run = jax.jit(lambda params, inputs: nnx.merge(build.graphdef(made.model), params)(inputs))
+    return lambda inputs: run(params, inputs)
+
+
 def cross_entropy(logits_BxTxV, window_BxT1):
     """-log p of the next byte, [B, T] nats, float64, written out."""
     x = np.asarray(logits_BxTxV, np.float64)
@@ -167,7 +171,7 @@ def trained_like(tiny):
 def test_the_loss_is_the_summed_cross_entropy_of_the_next_bytes(trained_like):
     made, params = trained_like
     window_BxT1 = np.random.default_rng(1).integers(0, 256, (4, T + 1)).astype(np.int32)
-    logits_BxTxV = nnx.merge(build.graphdef(made.model), params)(window_BxT1[:, :-1])
+    logits_BxTxV = model_of(made, params)(window_BxT1[:, :-1])
     expected = cross_entropy(logits_BxTxV, window_BxT1)
     total, weight, metrics = jax.jit(made.loss)(params, window_BxT1, KEY)
     assert weight == 4 * T
@@ -182,7 +186,7 @@ def test_evaluation_gives_each_window_its_mean_and_the_summary_its_error(trained
     data = made.data(corpus(np.zeros(50), validation))
     held_out = jax.tree.map(np.asarray, jax.jit(made.evaluate)(params, data))
     windows_WxT1 = validation.reshape(7, T + 1).astype(np.int32)
-    logits_WxTxV = nnx.merge(build.graphdef(made.model), params)(windows_WxT1[:, :-1])
+    logits_WxTxV = model_of(made, params)(windows_WxT1[:, :-1])
     expected_W = cross_entropy(logits_WxTxV, windows_WxT1).mean(axis=1)
     np.testing.assert_allclose(held_out.loss_W, expected_W, rtol=1e-5)
     summary = made.summarise(held_out)
@@ -347,14 +351,15 @@ def test_the_masked_loss_is_the_cross_entropy_at_the_targets_and_nowhere_else(ti
     made = masked(tiny)
     params = jax.tree.map(lambda p: jnp.asarray(p) * 20, made.init(0))
     window_BxT1 = np.random.default_rng(1).integers(0, 256, (4, T + 1)).astype(np.int32)
-    loss = jax.jit(made.loss)(params, window_BxT1, KEY)
-    examples = made._examples(window_BxT1, jax.random.split(jax.random.split(KEY)[0], 4))
-    logits_BxTxV = nnx.merge(build.graphdef(made.model), params)(examples.input_BxT)
+    run = jax.jit(made.loss)
+    loss = run(params, window_BxT1, KEY)
+    examples = jax.jit(made._examples)(window_BxT1, jax.random.split(jax.random.split(KEY)[0], 4))
+    logits_BxTxV = model_of(made, params)(examples.input_BxT)
     all_BxT = cross_entropy(logits_BxTxV, np.pad(window_BxT1[:, :-1], ((0, 0), (1, 0))))
     expected = np.take_along_axis(all_BxT, np.asarray(examples.place_BxN), axis=1)
     assert loss.weight == expected.size == 4 * 2
     np.testing.assert_allclose(loss.total, expected.sum(), rtol=1e-5)
-    assert jax.jit(made.loss)(params, window_BxT1, jax.random.key(1)).total != loss.total  # other tokens are hidden
+    assert run(params, window_BxT1, jax.random.key(1)).total != loss.total  # other tokens are hidden
 
 
 def test_logits_beside_the_targets_get_no_gradient(tiny, monkeypatch):
@@ -371,7 +376,7 @@ def test_logits_beside_the_targets_get_no_gradient(tiny, monkeypatch):
         return made.loss(params, window_BxT1, KEY).total
 
     touched_BxT = (np.asarray(jax.jit(jax.grad(loss))(jnp.zeros((4, T, 257)))) != 0).any(axis=-1)
-    examples = made._examples(window_BxT1, jax.random.split(jax.random.split(KEY)[0], 4))
+    examples = jax.jit(made._examples)(window_BxT1, jax.random.split(jax.random.split(KEY)[0], 4))
     target_BxT = np.zeros((4, T), bool)
     np.put_along_axis(target_BxT, np.asarray(examples.place_BxN), True, axis=1)
     np.testing.assert_array_equal(touched_BxT, target_BxT)
@@ -380,13 +385,13 @@ def test_logits_beside_the_targets_get_no_gradient(tiny, monkeypatch):
 def test_a_hidden_token_does_not_reach_the_model(tiny):
     made = masked(tiny)
     window_BxT1 = np.random.default_rng(1).integers(0, 256, (64, T + 1)).astype(np.int32)
-    keys = jax.random.split(KEY, 64)
-    shown = np.asarray(made._examples(window_BxT1, keys).input_BxT)
+    keys, examples = jax.random.split(KEY, 64), jax.jit(made._examples)
+    shown = np.asarray(examples(window_BxT1, keys).input_BxT)
     changed = window_BxT1.copy()
     changed[:, :-1][shown == 256] ^= 1
     changed[:, -1] ^= 1
     assert (changed != window_BxT1)[:, :-1].sum() > 50
-    np.testing.assert_array_equal(made._examples(changed, keys).input_BxT, shown)
+    np.testing.assert_array_equal(examples(changed, keys).input_BxT, shown)
 
 
 def test_a_masked_evaluation_hides_the_same_tokens_each_time_whatever_the_batch(tiny):
@@ -425,7 +430,7 @@ def test_a_packed_window_has_the_losses_of_its_documents_alone(tiny, fields):
     packed = b"".join(b"\0" + document for document in documents) + b"\0"
     window_BxT1 = np.array([list(packed[: length + 1]), list(packed[1 : length + 2])], np.int32)
     assert window_BxT1.shape == (2, length + 1)
-    model = nnx.merge(build.graphdef(made.model), params)
+    model = model_of(made, params)
 
     def alone(tokens):
         ids = np.array([list(tokens)], np.int32)
@@ -450,7 +455,7 @@ def _after(alone, packed, length):
 def test_a_document_mask_follows_the_separators_of_the_text_and_not_what_is_shown(tiny):
     made = masked(tiny, 0.9, document_mask=True, separator=7)
     window_BxT1 = np.array([[1, 7, 2, 3, 7, 7, 4, 5, 6]] * 50, np.int32)
-    examples = made._examples(window_BxT1, jax.random.split(KEY, 50))
+    examples = jax.jit(made._examples)(window_BxT1, jax.random.split(KEY, 50))
     assert (np.asarray(examples.segment_BxT) == [0, 1, 1, 1, 2, 3, 3, 3]).all()
     assert (np.asarray(examples.input_BxT)[:, 1] != 7).any()
 
@@ -462,7 +467,7 @@ def test_the_z_loss_is_the_mean_square_of_the_log_of_the_softmaxs_sum(trained_li
     plain, params = trained_like
     made = dataclasses.replace(plain, z_loss=0.01)
     window_BxT1 = np.random.default_rng(1).integers(0, 256, (4, T + 1)).astype(np.int32)
-    logits = np.asarray(nnx.merge(build.graphdef(made.model), params)(window_BxT1[:, :-1]), np.float64)
+    logits = np.asarray(model_of(made, params)(window_BxT1[:, :-1]), np.float64)
     top = logits.max(axis=-1)
     squares = (np.log(np.exp(logits - top[..., None]).sum(axis=-1)) + top) ** 2
     loss, without = jax.jit(made.loss)(params, window_BxT1, KEY), jax.jit(plain.loss)(params, window_BxT1, KEY)
@@ -470,16 +475,21 @@ def test_the_z_loss_is_the_mean_square_of_the_log_of_the_softmaxs_sum(trained_li
     np.testing.assert_allclose(loss.metrics["train_loss"], without.total, rtol=1e-6)
     np.testing.assert_allclose(loss.total, without.total + 0.01 * squares.sum(), rtol=1e-5)
     data = made.data(corpus(np.zeros(50), np.arange(50)))
-    np.testing.assert_array_equal(made.evaluate(params, data).loss_W, plain.evaluate(params, data).loss_W)
+    loss_W = (jax.jit(task.evaluate)(params, data).loss_W for task in (made, plain))
+    np.testing.assert_array_equal(*loss_W)
 
 
 def test_experts_add_their_balance_to_the_loss_and_their_statistics_to_the_metrics(tiny):
     made = task(tiny, about={"load_balance": 0.5}, n_experts=4, n_layers=2)
     params = jax.tree.map(lambda p: jnp.asarray(p) * 5, made.init(0))
     window_BxT1 = np.random.default_rng(1).integers(0, 256, (4, T + 1)).astype(np.int32)
-    logits, seen = nnx.merge(build.graphdef(made.model), params).inspect(
-        window_BxT1[:, :-1], keep=mixture.router_names(made.model)
-    )
+
+    @jax.jit
+    def inspected(params):
+        model = nnx.merge(build.graphdef(made.model), params)
+        return model.inspect(window_BxT1[:, :-1], keep=mixture.router_names(made.model))
+
+    logits, seen = inspected(params)
     expected, plain = mixture.statistics(made.model, seen), cross_entropy(logits, window_BxT1).sum()
     loss = jax.jit(made.loss)(params, window_BxT1, KEY)
     assert loss.weight == 4 * T
@@ -498,7 +508,8 @@ def test_dropout_is_by_key_in_training_and_not_in_validation(tiny):
     loss = jax.jit(made.loss)
     assert loss(params, window_BxT1, KEY).total == loss(params, window_BxT1, KEY).total
     assert loss(params, window_BxT1, KEY).total != loss(params, window_BxT1, jax.random.key(1)).total
-    assert plain.loss(params, window_BxT1, KEY).total == plain.loss(params, window_BxT1, jax.random.key(1)).total
+    same = jax.jit(plain.loss)
+    assert same(params, window_BxT1, KEY).total == same(params, window_BxT1, jax.random.key(1)).total
     data = made.data(corpus(np.zeros(50), np.arange(50)))
     np.testing.assert_array_equal(
         jax.jit(made.evaluate)(params, data).loss_W, jax.jit(plain.evaluate)(params, data).loss_W

@@ -19,7 +19,6 @@ from jaxgpt.tasks.text import TextTask
 from jaxgpt.train import train
 
 KEY = jax.random.key(0)
-QUICK = {"xla_backend_optimization_level": 0}  # what is tested does not depend on it, and it compiles faster
 
 
 # --- a task that fails when it is told to --------------------------------------------------------------------------
@@ -125,12 +124,10 @@ def final(run):
 
 
 def assert_equals_large_batch(task, params, batch, tolerance):
-    whole = jax.jit(partial(mean_loss_and_gradient, task, key=KEY, microbatches=1), compiler_options=QUICK)(
-        params, batch
-    )
+    whole = jax.jit(partial(mean_loss_and_gradient, task, key=KEY, microbatches=1))(params, batch)
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(whole[-1]))
     for cuts in (2, 4):
-        step = jax.jit(partial(mean_loss_and_gradient, task, key=KEY, microbatches=cuts), compiler_options=QUICK)
+        step = jax.jit(partial(mean_loss_and_gradient, task, key=KEY, microbatches=cuts))
         for got, expected in zip(jax.tree.leaves(step(params, batch)), jax.tree.leaves(whole), strict=True):
             assert got.dtype == expected.dtype
             np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * scale)

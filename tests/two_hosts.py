@@ -42,7 +42,7 @@ CONFIG = override(
     },
 )
 LAYOUT = Layout(data=2, model=2, fsdp=True)
-SWEEP_STEPS, STOP_AT = 12, 7
+SWEEP_STEPS, STOP_AT = 10, 7
 
 
 def steps(results, checkpoints, address, count, index):
@@ -106,17 +106,19 @@ def steps(results, checkpoints, address, count, index):
 
 
 def configs(corpus, streamed=False):
-    """Two runs on a text."""
+    """Two runs on a text; on a streamed one the first of them."""
     changes = {
+        "model.mlp": "none",  # each array that is brought together costs a message
+        "model.tie_output": True,
         "data.corpus": str(corpus),
         "data.stream": streamed,
         "train.steps": SWEEP_STEPS,
         "train.log_every": 1,
-        "train.eval_every": 6,
+        "train.eval_every": 5,
         "train.eval_windows": 10,
-        "train.checkpoint_every": 5,
+        "train.checkpoint_every": 4,
     }
-    return product(override(CONFIG, changes), {"train.seed": [0, 1]})
+    return product(override(CONFIG, changes), {"train.seed": [0] if streamed else [0, 1]})
 
 
 @contextmanager
@@ -167,9 +169,9 @@ def sweeps(results, folder, address, count, index):
     for call in ("posix_fallocate", "fsync"):
         broken = mock.patch.object(os, call, no_space)
         with at_dispatch(3, broken.start if index == 0 else int):
-            found[call] = error_of(folder / call, runs)
+            found[call] = error_of(folder / call, runs[:1])
         mock.patch.stopall()
-        found[f"{call}_again"] = rows(call, runs)
+        found[f"{call}_again"] = rows(call, runs[:1])
 
     asked = []
 
