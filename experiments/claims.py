@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy
 
 Scope = Literal["same_regime", "toy_analogue"]
+VERDICTS = ("reproduced", "contradicted", "not seen at this scale", "inconclusive")  # in the order of tables
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def record(claim: Claim, measured: Measured, scale: str) -> dict[str, Any]:
     measured = within(claim, measured)
     return {
         "id": claim.id, "row": claim.row, "statement": claim.statement, "source": claim.source,
-        "expected": claim.expected, "margin": claim.margin, "measured": measured.value,
+        "expected": claim.expected, "margin": round(claim.margin, 9), "measured": measured.value,
         "interval": [measured.low, measured.high], "level": claim.level, "unit": claim.unit, "seeds": measured.seeds,
         "scale": scale, "scope": claim.scope, "verdict": verdict(claim, measured), "remark": measured.remark,
     }  # fmt: skip

@@ -49,31 +49,31 @@ UNFINISHED = PREEMPTED  # --max-minutes too
 
 def list_(flags: List, console: Console) -> None:
     """`jaxgpt list`."""
-    from experiments.claims import false_verdicts_by_chance
+    from experiments.claims import VERDICTS, false_verdicts_by_chance
     from experiments.registry import papers
     from experiments.reproduction import outcome_folder
     from jaxgpt import store
 
-    table, rows = Table(), []
-    for column in ("paper", "what", "scales", "state"):
-        table.add_column(column, overflow="fold")
+    tables, rows = [], []
     for paper in papers().values():
         if not rows or rows[-1]["group"] != paper.group:
-            table.add_section()
-            table.add_row(f"[bold]{paper.group}[/bold]")
+            tables.append(Table(title=paper.group, title_justify="left", expand=True))
+            for column, ratio in (("paper", 14), ("what", 38), ("scales", 38), ("state", 24)):
+                tables[-1].add_column(column, overflow="fold", ratio=ratio)
         verdicts = {}
         for scale in paper.takes:
             path = outcome_folder(flags.results, paper.name, scale) / "claims.json"
             if path.exists():
                 verdicts[scale] = [claim["verdict"] for claim in store.read_json(path)]
-        state = "\n".join(f"{scale}: {count(found)}" for scale, found in verdicts.items()) or "not run yet"
+        ordered = {scale: sorted(found, key=VERDICTS.index) for scale, found in verdicts.items()}
+        state = "\n".join(f"{scale}: {count(found)}" for scale, found in ordered.items()) or "not run yet"
         scales = "\n".join(f"{scale}: {takes}" for scale, takes in paper.takes.items())
-        table.add_row(paper.name, f"{paper.title} ({paper.source})", scales, state)
+        tables[-1].add_row(paper.name, f"{paper.title} ({paper.source})", scales, state)
         rows.append({"name": paper.name, "group": paper.group, "title": paper.title, "source": paper.source,
                      "takes": dict(paper.takes), "verdicts": verdicts})  # fmt: skip
     claims = [claim for paper in papers().values() for claim in paper.claims]
     chance = false_verdicts_by_chance(claims)
-    console.print(table)
+    console.print(*tables)
     console.print(
         f"{len(claims)} claims; at their interval levels at most {chance:.1f} verdicts are false by chance, on average"
     )

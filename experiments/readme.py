@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from experiments.claims import VERDICTS
 from experiments.registry import papers
 from experiments.reproduction import outcome_folder
 from experiments.tables import count
@@ -24,7 +25,7 @@ def table(results: Path) -> str:
         said = "not run yet"
         if (folder / "claims.json").exists():
             verdicts = [claim["verdict"] for claim in store.read_json(folder / "claims.json")]
-            said = f"[{count(verdicts)}](results/{paper.name}/claims.json)"
+            said = f"[{count(sorted(verdicts, key=VERDICTS.index))}](results/{paper.name}/claims.json)"
         lines.append(f"| `{paper.name}` | {paper.title} ({paper.source}) | {said} |")
     return "\n".join(lines) + "\n"
 

@@ -123,7 +123,8 @@ def claims_table(claims: list[dict[str, Any]]) -> Table:
         table.add_column(column, overflow="fold", justify="left" if column in ("claim", "verdict") else "right")
     for c in claims:
         unit = f" {c['unit']}" if c["unit"] != "1" else ""
-        interval = f"{c['level']:.0%}: {number(c['interval'][0])} to {number(c['interval'][1])}"
+        low, high = map(number, c["interval"])
+        interval = low if low == high == number(None) else f"{c['level']:.0%}: {low} to {high}"
         stated = f"{c['expected']:g} ± {c['margin']:g}{unit}"
         claim = f"{c['statement']} ({c['source']})"
         table.add_row(

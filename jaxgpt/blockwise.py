@@ -68,7 +68,7 @@ def _forward(
     outs, logs = [], []
     for queries, keys in _spans(q_NxTxK.shape[1]):
         scores_NxQxS = _scores(q_NxTxK[:, queries], k_NxTxK[:, keys], queries.start, scale, precision)
-        # Of a query whose own scores are all -inf every weight is 0, then: it reads nothing, least of all from later on.
+        # A query whose own scores are all -inf has only weights of 0, then: it reads nothing, least of all from later.
         highest_NxQ = jnp.maximum(scores_NxQxS.max(axis=-1), jnp.finfo(scores_NxQxS.dtype).min)
         weights_NxQxS = jnp.exp(scores_NxQxS - highest_NxQ[..., None])
         sum_NxQ = weights_NxQxS.sum(axis=-1)

@@ -138,7 +138,8 @@ def test_no_network_or_other_bytes(tmp_path, monkeypatch, small, answer):
     serve(monkeypatch, answer)
     why = type(answer).__name__ if isinstance(answer, Exception) else "ValueError"
     assert refusal(small.name) == (
-        f"small.csv could not be fetched from {small.url} ({why}); JAXGPT_DATA can name a folder that holds it (sha256 {small.sha256})"
+        f"small.csv could not be fetched from {small.url} ({why}); "
+        f"JAXGPT_DATA can name a folder that holds it (sha256 {small.sha256})"
     )
     assert not list((tmp_path / "cache").rglob("*.csv"))
 

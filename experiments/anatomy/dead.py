@@ -426,7 +426,7 @@ PAPER = Paper(
     claims=CLAIMS,
     takes={
         "smoke": "half a minute",
-        "laptop": "about a minute and a half on 2 CPU cores, behind the family of checkpoints",
+        "laptop": "about a minute and a half on 2 CPU cores, plus 5, once, for the models that 8 commands share",
         "paper": "for a GPU; not yet run",
     },
     run=run,

@@ -424,7 +424,7 @@ PAPER = Paper(
     claims=CLAIMS,
     takes={
         "smoke": "a quarter of a minute",
-        "laptop": "half a minute on 2 CPU cores, beside the training of the family",
+        "laptop": "half a minute on 2 CPU cores, plus 5, once, for the models that 8 commands share",
         "paper": "for a GPU; not yet run",
     },
     run=run,
