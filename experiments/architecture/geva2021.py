@@ -59,8 +59,8 @@ CLAIMS = (
     # Clearly more than the untrained model's: by more than one trigger of 25, up to three quarters of them.
     _claim("coherent", "training makes a unit's strongest triggers alike: share with the commonest last token, above "
            "the untrained model's", 0.4, 0.35, source=OURS),
-    _claim("learnt", "and makes longer patterns: share of triggers with the commonest last three tokens, above the "
-           "untrained model's", 0.3, 0.25, source=OURS),
+    _claim("learnt", "training makes longer patterns: share of triggers with the commonest last three tokens, above "
+           "the untrained model's", 0.3, 0.25, source=OURS),
     _claim("shallow", "shallow patterns are in lower layers: share with the commonest last token, first minus last "
            "layer", 0.3, 0.25),
     # The paper: some percent of a vocabulary of words; here, from one percent to half of the units.

@@ -60,7 +60,7 @@ def _claim(id: str, statement: str, expected: float, margin: float, unit: str = 
 def _jacobian(which: str, words: str, source: str) -> Claim:
     # Extremely small: by a factor of 2 at the least.
     statement = (
-        f"and gradients are far smaller: log2 of the Jacobian's {words} over {KEYS} keys, without by with the scale"
+        f"without it gradients are far smaller: log2 of the Jacobian's {words} over {KEYS} keys, by that with it"
     )
     return Claim(f"jacobian_{which}", statement, source, -5.0, 4.0, "1", "toy_analogue", LEVEL, 39)
 

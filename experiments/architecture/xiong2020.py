@@ -90,11 +90,12 @@ CLAIMS = (
            4.0, 3.5),
     _claim("sum_same", 37, "LN(x + Attn(x) + FFN(x)) is the Transformer's layer: difference of the outputs from "
            "post-LN's, by their size", 0.0, 0.01, source=PRINTED, exact=True),
-    _claim("sum_loss", 37, "and it trains as well: best loss minus that of post-LN", 0.0, 0.05, "nats", PRINTED),
+    _claim("sum_loss", 37, "LN(x + Attn(x) + FFN(x)) trains as well: best loss minus that of post-LN",
+           0.0, 0.05, "nats", PRINTED),
     _claim("branch_same", 38, "h + LN(Attn(h) + FFN(h)) is the parallel block: difference of the outputs from its, by "
            "their size", 0.0, 0.01, source=PRINTED, exact=True),
-    _claim("branch_loss", 38, "and it trains as well: best loss minus that of the parallel block", 0.0, 0.05, "nats",
-           PRINTED),
+    _claim("branch_loss", 38, "h + LN(Attn(h) + FFN(h)) trains as well: best loss minus that of the parallel block",
+           0.0, 0.05, "nats", PRINTED),
 )  # fmt: skip
 
 
