@@ -29,13 +29,15 @@ def draw(lines: pandas.DataFrame, cells: pandas.DataFrame, levels: Levels, path_
         styles = plots.size_styles(lines["width"].unique())
         _over_steps(dead, lines, "dead", styles)
         dead.set_ylabel("dead units (% of all)")
-        dead.set_title("Dead units")
+        dead.set_title("Dead: active on no token (thin: seeds)")
         dead.legend(loc="best")
         _over_steps(active, lines, "active", styles)
-        active.set_ylabel("units that a token activates (%)")
-        active.set_title("Lazy units")
+        active.set_ylabel("of all units, active on a token (%)")
+        active.set_title("Lazy: few are active at a time")
         _by_block(blocks, lines, styles)
+        blocks.legend(*dead.get_legend_handles_labels(), loc="best")
         _fate(fate, lines, styles)
+        fate.legend(*dead.get_legend_handles_labels(), loc="best")
         _causes(causes, cells, levels)
         return plots.save(figure, path_stem)
 
@@ -106,7 +108,7 @@ def _causes(axes: Any, cells: Any, levels: Levels) -> None:
     for j, (kind, words) in enumerate(ACTIVATIONS.items()):
         colour, marker = colours[kind]
         rows = cells[cells["activation"] == kind].set_index(list(FACTORS))
-        label = f"{words}: {'dead' if kind == 'relu' else 'idle'}"
+        label = f"{words}: dead" if kind == "relu" else f"{words}: idle, adds < .001 of the stream"
         for i, group in enumerate(groups):
             if group not in rows.index:
                 continue

@@ -8,7 +8,7 @@ arithmetic of IEEE 754 and the signs of the undisturbed activations:
   NaN. A row of a table hits the positions that read it. relu(-inf) is 0, so that there an infinite weight into a
   hidden unit hits where the sign of its input makes it +inf, and -inf in a bias nowhere; gelu(-inf) is -inf x 0 = NaN.
 - a query or key entry of +-inf makes scores of +-inf. One +inf that a query sees is NaN after the softmax; -inf alone
-  counts as hidden, unless the row has no hidden key to take its place.
+  counts as hidden, unless the row has no hidden key to take its place (in blocks it needs none).
 - norms and matrices carry a hit through a position. Attention carries it to others: a hidden key has weight 0 and not
   no weight, and 0 x NaN is NaN, so that earlier positions are hit too: all of them where the whole matrix of weights
   multiplies the values, and those of the same block on where the queries are taken in blocks (jaxgpt's way on a CPU).
@@ -138,8 +138,9 @@ def _hit(site: Site, value: float, clean: Clean, c: ModelConfig, span: int) -> n
         query, key = (group[site.block][:, site.index[-1]] for group in (clean.queries, clean.keys))
         query_T, key_S = (own_T, key) if "query" in site.kind else (query, own_T)
         infinite_TxS = np.tril(sign * query_T[:, None] * key_S[None] > 0)
-        nothing_hidden_T = np.arange(length) % span == span - 1
-        return infinite_TxS.any(axis=1) | nothing_hidden_T
+        # The one query that has no hidden key; attention in blocks gives 0 to it as to any whose scores are all -inf.
+        sees_all_T = (np.arange(length) == length - 1) & (span == length)
+        return infinite_TxS.any(axis=1) | sees_all_T
     return everywhere
 
 

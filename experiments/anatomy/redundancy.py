@@ -236,16 +236,16 @@ def _draw_changes(axes: Any, costs: Any) -> None:
     for how, colour in CHANGE_COLOURS.items():
         by_run = 1 - _of(costs, "change", how).pivot_table(index="share", columns=["width", "seed"], values="kept")
         axes.plot(by_run.index, by_run.mean(axis=1), color=colour, lw=1.6, marker="o", ms=4, label=how)
-    axes.axhline(NONE, color="0.4", lw=1, ls=(0, (4, 2)), label="1 %: no effect")
+    axes.axhline(NONE, color="0.4", lw=1, ls=(0, (4, 2)), label="1 %: counts as no effect")
     axes.set_xscale("log")
     axes.set_yscale("log")
     shares = by_run.index.to_list()
     axes.set_xticks(shares, [f"{s:.0%}" for s in shares])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-    axes.set_xlabel("share of the blocks' weights, at random")
+    axes.set_xlabel("share of the blocks' weights")
     axes.set_ylabel("share of the gain lost")
-    axes.set_title("Changed weights")
+    axes.set_title("Weights changed at random")
     axes.legend()
 
 
@@ -304,10 +304,12 @@ def run(job: Job) -> Outcome:
         measured=measure(costs, blocks, family.SIZES[job.scale].seeds),
         summary=runs[kept].merge(wide, on="run_id"),
         tables=(
-            (f"Weights of the blocks set to 0. {gain} In brackets: how many times the perplexity. Can go at 1%: the "
-             f"share of weights whose removal costs 1 % of the gain. {over}",
+            ("Weights of the blocks set to 0; smallest: |w|, in each matrix, in all, or for each output; Wanda: |w| "
+             f"times its input's norm, for each output. {gain} In brackets: how many times the perplexity. Can go at "
+             f"1%: the share of weights whose removal costs 1 % of the gain. {over}",
              _prune_table(costs)),
-            ("Weights of the blocks, drawn at random, changed: share of the gain lost (x: loss added, and sum of "
+            ("Weights of the blocks, drawn at random, changed: rewound to initial values, set to other random ones "
+             "(re-random), set to 0, or permuted among themselves. Share of the gain lost (x: loss added, and sum of "
              "squares of the change, as multiples of zeroing's)", _change_table(costs)),
             (f"Whole parts changed: share of the gain lost (more than 100 %: worse than untrained). {over}",
              _module_table(costs)),

@@ -166,8 +166,12 @@ def planted(lines, seeds=4, agree=True, kept=1.0, underflow=0.3, top=7.0, larges
     halves = pd.DataFrame({("activations", 0): [(underflow * n, 0.0) for n in noise],
                            ("activations", 16): [(0.0, 0.0)] * seeds, "bfloat16": 0.7 * noise})  # fmt: skip
     rise = {("carries", 1): top, ("carries", 100): top, ("size", 100): 0.2 * top, ("random", 100): 0.01 * top}
-    weights = pd.DataFrame([{"seed": seed, "ranking": way, "count": count, "rise": value * noise[seed]}
-                            for seed in range(seeds) for (way, count), value in rise.items()])  # fmt: skip
+    weights = pd.DataFrame(
+        {"seed": seed, "width": width, "ranking": way, "count": count, "rise": value * noise[seed]}
+        for seed in range(seeds)
+        for width in (32, 64)
+        for (way, count), value in rise.items()
+    )
     return audit, every, guards, halves, weights
 
 
@@ -191,6 +195,15 @@ def test_shares_of_a_rise_that_is_none_are_open(lines):
     found = health.measure(*planted(lines, top=-0.1))
     assert verdict(CLAIMS["random_share"], found["random_share"]) == "inconclusive"
     assert "does not raise the loss" in found["magnitude_share"].remark
+
+
+def test_a_seed_without_one_of_its_widths_leaves_the_claims_on_weights_open(lines):
+    *others, weights = planted(lines)
+    found = health.measure(*others, weights[(weights["seed"] != 2) | (weights["width"] != 32)])
+    for name in ("super", "random_share", "magnitude_share"):
+        assert verdict(CLAIMS[name], found[name]) == "inconclusive"
+        assert found[name].remark.startswith("1 of 4 seeds")
+    assert verdict(CLAIMS["guard"], found["guard"]) == "reproduced"
 
 
 # --- from the command to the figure ----------------------------------------------------------------------------------
