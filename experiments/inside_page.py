@@ -234,10 +234,11 @@ def _scale(ax: Any, panel: Panel, rows: Any, even: tuple[float, float] | None, w
     if base is not None:
         ax.axhline(base[0], color="0.4", lw=0.9, ls=(0, (5, 3)), zorder=1)
         ax.annotate(base[1], (0.985, base[0]), xycoords=("axes fraction", "data"), xytext=(0, 2), fontsize=7.5,
-                    color="0.35", textcoords="offset points", ha="right")  # fmt: skip
+                    color="0.35", textcoords="offset points", ha="right", zorder=4,
+                    bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1})  # fmt: skip
     if panel.share:
         top = max(ax.get_ylim()[1], 0.01)
-        ax.set_ylim(-0.03 * top, top)  # a line at 0 is seen
+        ax.set_ylim(-0.03 * top, 1.03 * top)  # lines at the ends are seen
         ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %" if value >= 0 else "")
     values = rows[panel.column].astype(float)
     if panel.log and 0 < values.min() < values.max() / WIDE:
@@ -258,7 +259,9 @@ def _legend(figure: Any, styles: dict, units: bool) -> None:
         for name, (colour, marker) in styles.items() if name in named
     ]  # fmt: skip
     if units:
-        handles += [Line2D([], [], color="0.3", lw=1.3, label="never active on these tokens"),
-                    Line2D([], [], color="0.3", lw=1, ls=(0, (2, 2)), label="adds < .001 of the stream")]  # fmt: skip
+        handles += [
+            Line2D([], [], color="0.3", lw=1.3, label="dead units: never active on these tokens"),
+            Line2D([], [], color="0.3", lw=1, ls=(0, (2, 2)), label="dead units: add < .001 of the stream"),
+        ]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 10))
