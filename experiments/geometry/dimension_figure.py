@@ -79,9 +79,9 @@ def _estimator_rows(rows: Any, width: int) -> list[dict[str, str]]:
 
 
 def _sample_rows(samples: Any) -> list[dict[str, str]]:
-    found = []
+    found, sizes = [], sorted(samples["size"].unique())
     for (view, name), here in samples.groupby(["view", "name"], sort=False):
-        mean = here.pivot_table(index="size", columns="cloud", values="d")
+        mean = here.pivot_table(index="size", columns="cloud", values="d").reindex(sizes)
         found.append({"cloud": view, "stage": name} | {
             f"{size} points": f"{of['model']:.1f} ({of['Gaussian']:.1f})" if of.notna().all() else "too few points"
             for size, of in mean.iterrows()})  # fmt: skip
