@@ -37,7 +37,8 @@ def draw(lines: pandas.DataFrame, cells: pandas.DataFrame, levels: Levels, path_
         _by_block(blocks, lines, styles)
         blocks.legend(*dead.get_legend_handles_labels(), loc="best")
         _fate(fate, lines, styles)
-        fate.legend(*dead.get_legend_handles_labels(), loc="best")
+        if fate.get_legend_handles_labels()[0]:
+            fate.legend(loc="best")
         _causes(causes, cells, levels)
         return plots.save(figure, path_stem)
 
@@ -90,7 +91,10 @@ def _fate(axes: Any, lines: Any, styles: Any) -> None:
         both = rows.groupby("step")[["revived", "dead units"]].sum()
         both = both[both["dead units"] >= FEW]
         share = 100 * both["revived"] / both["dead units"]
-        axes.plot(both.index, share, color=colour, marker=marker, ms=5, mec="white", mew=0.5)
+        if len(both):
+            axes.plot(
+                both.index, share, color=colour, marker=marker, ms=5, mec="white", mew=0.5, label=f"width {width}"
+            )
     axes.set_xlim(0, end)
     axes.set_ylim(-3, 103)
     axes.xaxis.set_major_locator(_few_ticks())

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from jaxgpt.run import Source
 
 ELHAGE = "Elhage et al. 2022"
+EXACT = f"{ELHAGE}; exact loss, minimised"
 LEVEL = 0.9
 RANKED, LINEAR, EQUAL, PAIR = "ranked", "linear", "equal", "pair"  # kinds of runs
 DECAY = {RANKED: 0.7, LINEAR: 0.7, EQUAL: 1.0, PAIR: 0.5}  # of the importance from feature to feature
@@ -64,10 +65,10 @@ CLAIMS = (
     Claim("pairs", "sparse features of equal importance share dimensions at least in pairs, 2 per dimension or more of "
           "4", ELHAGE, 3.0, 1.0, "features per dimension", "same_regime", LEVEL, row=85, possible=(0.0, 4.0)),
     Claim("change", "two features in one dimension: the density at which the best model gives up the less important "
-          "one", f"{ELHAGE}; exact loss, minimised", CHANGE, 0.03, "density", "same_regime", LEVEL, row=85),
-    Claim("jump", "it gives it up at once: the largest drop of its share between neighbouring densities",
-          f"{ELHAGE}; exact loss, minimised", DROP, 0.05, "length of the second column / first", "same_regime", LEVEL,
-          row=85, possible=(0.0, 1.2)),
+          "one (between two of those tried, which are the interval's ends)", EXACT, CHANGE, 0.03, "density",
+          "same_regime", LEVEL, row=85),
+    Claim("jump", "it gives it up at once: the largest drop of its column's length, over the other's, between "
+          "neighbouring densities", EXACT, DROP, 0.05, "1", "same_regime", LEVEL, row=85, possible=(0.0, 1.2)),
 )  # fmt: skip
 
 
@@ -374,8 +375,8 @@ def _draw_features(axes: Any, found: Toys, size: Size) -> None:
     axes.set_xscale("log")
     axes.set_ylim(0, 1.4 * size.features / size.dims)
     axes.set_xlabel("1 / (1 - sparsity)")
-    axes.set_ylabel("features with a long column / dimensions")
-    axes.set_title("Sparse features share dimensions")
+    axes.set_ylabel("features with |column of W| > .71, by dimensions")
+    axes.set_title("Sparse features share dimensions (a line per seed)")
     axes.legend(loc="upper left")
 
 
@@ -388,6 +389,8 @@ def _draw_matrices(figure: Any, found: Toys, size: Size) -> None:
         axes.set_yticks([])
         axes.grid(visible=False)
         axes.set_title(f"W$^T$W, sparsity {1 - density:g}")
+        axes.set_xlabel("feature, by importance")
+        axes.set_ylabel("feature")
         figure.colorbar(image, ax=axes, shrink=0.9, ticks=(-1, 0, 1))
 
 

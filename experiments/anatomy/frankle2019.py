@@ -58,15 +58,15 @@ WHOLE, AGAIN, EARLY, EARLY_AGAIN = "whole", "other order", "from early", "from e
 ELSEWHERE = 10_000  # added to a seed: other initial weights, another order of the data
 
 CLAIMS = (
-    Claim("match", "a ticket of an eighth of the weights reaches the loss of the whole: by how much it falls short",
-          FRANKLE, 0.0, EQUAL, "nats", "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
+    Claim("match", "a ticket of an eighth of the weights reaches the loss of the whole: by how much it falls short, 0 if "
+          "it does not", FRANKLE, 0.0, EQUAL, "nats", "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
     Claim("random", "the smallest ticket costs less than half of what a random one of its size costs: share of it",
           f"after {FRANKLE}", 0.0, 0.5, "1", "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
     Claim("redrawn", "its initial weights matter, not only its mask: drawn anew, they lose a part of its lead over "
           "a random ticket, between 0 and all of it", f"after {FRANKLE}", 0.5, 0.5, "share of the lead",
           "toy_analogue", LEVEL, row=86),
     Claim("rewound", "put back to an early step, with optimizer and schedule begun anew, it is at least as good as put "
-          "back to the start: by how much it falls short", f"after {LATER}", 0.0, EQUAL, "nats",
+          "back to the start: by how much it falls short, 0 if it does not", f"after {LATER}", 0.0, EQUAL, "nats",
           "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
     Claim("start", "the initialisation decides the valley: barrier between two trainings from one start, over that "
           "between two starts", "as commonly said of lottery tickets", 0.0, 0.1, "1", "toy_analogue", LEVEL, row=86,
@@ -433,7 +433,7 @@ def _draw_costs(axes: Any, c: Costs) -> None:
                       marker=marker, ms=5.5, mec="white", mew=0.6, lw=1.3, capsize=2, label=name)  # fmt: skip
     axes.axhline(0, color="black", lw=1, ls=(0, (4, 2)), zorder=1)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(kept_K, [f"{kept:.3g}" for kept in 100 * kept_K])
+    axes.set_xticks(kept_K, [f"{kept:.4g}" for kept in 100 * kept_K])
     axes.minorticks_off()
     axes.invert_xaxis()
     axes.set_xlabel("weights kept in the hidden matrices (%)")
@@ -449,7 +449,7 @@ def _draw_valleys(axes: Any, v: Valleys, size: Size) -> None:
 
     share_P = np.linspace(0, 1, size.points)
     for lines, colour, name in ((v.apart, "0.55", "two initialisations"), (v.start, "#c8641e", "one start, two orders"),
-                                (v.early, "#1f5a8f", f"one step {size.early:,}, two orders")):  # fmt: skip
+                                (v.early, "#1f5a8f", f"from step {size.early:,} of one, two orders")):  # fmt: skip
         for number, (loss_P, _) in enumerate(lines.values()):
             above_P = loss_P - (1 - share_P) * loss_P[0] - share_P * loss_P[-1]
             axes.plot(share_P, above_P, color=colour, lw=1.2, label=name if number == 0 else None)
@@ -457,7 +457,7 @@ def _draw_valleys(axes: Any, v: Valleys, size: Size) -> None:
     axes.set_ylim(low, high + 0.3 * (high - low))
     axes.set_xlabel("place on the straight line between two trained networks")
     axes.set_ylabel("loss above the ends' (nats)")
-    axes.set_title("Valleys are another question")
+    axes.set_title("Barriers between whole networks (a line per pair)")
     axes.legend(loc="upper left")
 
 
