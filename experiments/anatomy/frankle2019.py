@@ -58,8 +58,8 @@ WHOLE, AGAIN, EARLY, EARLY_AGAIN = "whole", "other order", "from early", "from e
 ELSEWHERE = 10_000  # added to a seed: other initial weights, another order of the data
 
 CLAIMS = (
-    Claim("match", "a ticket of an eighth of the weights reaches the loss of the whole: by how much it falls short, 0 if "
-          "it does not", FRANKLE, 0.0, EQUAL, "nats", "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
+    Claim("match", "a ticket of an eighth of the weights reaches the loss of the whole: by how much it falls short, 0 "
+          "if it does not", FRANKLE, 0.0, EQUAL, "nats", "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
     Claim("random", "the smallest ticket costs less than half of what a random one of its size costs: share of it",
           f"after {FRANKLE}", 0.0, 0.5, "1", "toy_analogue", LEVEL, row=86, possible=(0.0, math.inf)),
     Claim("redrawn", "its initial weights matter, not only its mask: drawn anew, they lose a part of its lead over "
