@@ -109,7 +109,7 @@ SYMMETRIES: dict[str, Change] = {
     "MLP units scaled": rescale(UP, signs=False),
     "values scaled and flipped": rescale(VALUE, signs=True),
     "queries against keys": rescale(QUERY, signs=True),
-    "MLP units scaled by a million": rescale(UP, signs=False, factor=2.0**20),
+    "MLP units scaled by 2^20: no rounding": rescale(UP, signs=False, factor=2.0**20),
 }
 ALL = "all of these permuted"
 NONE: dict[str, Change] = {  # beside them, what is no symmetry

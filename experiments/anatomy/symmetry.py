@@ -83,10 +83,10 @@ class Size:
 
     windows: int
     looked: int = 4
-    points: int = 5
+    points: int = 11
 
 
-SIZES = {"smoke": Size(4), "laptop": Size(64), "paper": Size(256, points=11)}
+SIZES = {"smoke": Size(4), "laptop": Size(64), "paper": Size(256)}
 
 # --- what a change does ---------------------------------------------------------------------------------------------
 
@@ -377,7 +377,7 @@ def _draw_changes(axes: Any, found: Found) -> None:
         change_S = [max(its[name].logits, NOUGHT) for its in found.moved[found.widths[-1]].values()]
         colour = AFTER if name in SYMMETRIES else BEFORE
         axes.plot(change_S, [place] * len(change_S), color=colour, ls="", marker="o", ms=5, mec="white", mew=0.6)
-    axes.set_yticks(range(len(names)), [name.replace("no symmetry: ", "none: ") for name in names])
+    axes.set_yticks(range(len(names)), [name.replace("no symmetry: ", "control: ") for name in names])
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel(f"largest change of a logit / their deviation\n(0 is drawn at {NOUGHT:g})")

@@ -322,7 +322,9 @@ def draw(found: dict[str, Reach], size: Size, path_stem: Path) -> list[Path]:
             alone_S = found[kind].alone[:, -1]
             panels[2].plot([1.07 * max(size.lags)] * len(alone_S), alone_S, MARKERS[kind], ms=6, mfc="none",
                            mec=COLOURS[kind], clip_on=False)  # fmt: skip
-        panels[2].plot([], [], "o", mfc="none", mec="0.3", label=f"trained on lag {max(size.lags)} alone, each seed")
+        panels[2].plot(
+            [], [], "o", mfc="none", mec="0.3", label=f"trained on lag {max(size.lags)} alone, each seed (beside it)"
+        )
         panels[2].axhline(1 / SYMBOLS, color="0.4", lw=1.2, ls=":", label="guessing")
         panels[2].set_ylim(0, 1.05)
         panels[2].set_ylabel("share of right answers")

@@ -38,7 +38,7 @@ def draw(width: int, right: dict, longer: dict[str, Beyond], trained: int, path_
         _draw_places(bottom[1], longer, trained)
         _draw_same(bottom[2], longer, trained)
         handles, names = bottom[1].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower right", ncols=len(names))
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
         return plots.save(figure, path_stem)
 
 
@@ -46,7 +46,7 @@ def _draw_map(axes: Any, kind: str, width: int) -> Any:
     axes.grid(visible=False)
     titles = {"right": "The right encoding", "wrong": "The misprint: base and width swapped"}
     axes.set_title(titles[kind])
-    axes.set_xlabel("column")
+    axes.set_xlabel("column c (i: pair of columns)")
     axes.set_ylabel("position p")
     return axes.imshow(encodings.encoding(kind, 128, width), aspect="auto", cmap="RdBu", vmin=-1, vmax=1,
                        interpolation="nearest", origin="lower")  # fmt: skip
@@ -123,3 +123,4 @@ def _draw_same(axes: Any, longer: dict[str, Beyond], trained: int) -> None:
     axes.set_xlabel(f"tokens read, in trained lengths of {trained}")
     axes.set_ylabel("loss of the same tokens minus that at 1x (nats)")
     axes.set_title("More text before the same tokens")
+    axes.text(0.02, 0.98, "learned: there are no positions beyond 1x", transform=axes.transAxes, va="top", fontsize=8)
