@@ -134,6 +134,14 @@ def test_what_all_estimators_and_numbers_of_points_agree_on_is_reproduced_and_el
     assert said["known_low"] == said["known_high"] == "contradicted"
 
 
+def test_estimates_that_disagree_both_ways_do_not_agree_in_the_mean():
+    rows, *others = planted((4, 8, 10, 8, 4))
+    factor = np.where(rows["stage"] % 2 == 0, 2.0, 0.5)
+    found = paper.measure(rows.assign(participation=rows["d"] * factor), *others)
+    assert found["linear"].value == pytest.approx(2)
+    assert verdict(CLAIMS["linear"], found["linear"]) == "not seen at this scale"
+
+
 def test_a_peak_is_chosen_by_the_other_seeds():
     d = pd.DataFrame(
         [[1, 2, 9, 1], [1, 5, 3, 1], [1, 6, 2, 1]],
