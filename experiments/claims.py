@@ -109,6 +109,12 @@ def spoken(
     return f"{value:{form}} ({max(low, possible[0]):{form}} to {min(high, possible[1]):{form}})"
 
 
+def from_0(measured: Measured) -> Measured:
+    """By how much something exceeds a bound, 0 where it does not: for a claim that only asks for no more than that."""
+    value, low, high = (max(x, 0.0) for x in (measured.value, measured.low, measured.high))  # a NaN that is first stays
+    return replace(measured, value=value, low=low, high=high)
+
+
 def within(claim: Claim, measured: Measured) -> Measured:
     """The measurement with its interval cut to what is possible. An endless one stays: it says that there is none."""
     if not (math.isfinite(measured.low) and math.isfinite(measured.high)):

@@ -34,11 +34,11 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.claims import Claim, Measured, mean_and_interval, of_those_that_have, spoken
+from experiments.claims import Claim, Measured, from_0, mean_and_interval, of_those_that_have, spoken
 from experiments.registry import Job, Outcome, Paper, check_complete
 from jaxgpt.config import BadInput, RunConfig, override
 
@@ -333,11 +333,7 @@ def measure(c: Costs, v: Valleys, seeds: int) -> dict[str, Measured]:
     }
     why = "nothing to compare with, or a training diverged"
     measured = {name: of_those_that_have(value_S, seeds, why, LEVEL) for name, value_S in values.items()}
-    return measured | {name: _from_0(measured[name]) for name in ("match", "random", "rewound")}
-
-
-def _from_0(m: Measured) -> Measured:
-    return replace(m, value=max(m.value, 0.0), low=max(m.low, 0.0), high=max(m.high, 0.0))
+    return measured | {name: from_0(measured[name]) for name in ("match", "random", "rewound")}
 
 
 def cost_table(c: Costs) -> pandas.DataFrame:

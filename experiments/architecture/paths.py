@@ -21,6 +21,12 @@ At the start the RNN's slope is known from mean-field theory: with normed inputs
 its pre-activations have variance q = 1 + E tanh^2(sqrt(q) z), z normal, and the squared gradient is multiplied by
 chi = E (1 - tanh^2(sqrt(q) z))^2 per step (`mean_field_slope`; the approach is that of Chen et al. 2018): half its
 logarithm is -0.4595. Training may move it.
+
+The LSTM here has a forget gate, which that of 1997 has not, and its bias begins at 1 (jaxgpt/build.py): how fast its
+gradient falls at the start, and whether it learns from the longest lag alone, hang on that number (a bias of about the
+logarithm of the lag remembers for so long: Tallec & Ollivier 2018). A Transformer's gradient at the start is about one
+over the number of positions that are read, which is the same for all lags here. Slopes are of lags whose gradients a
+float32 holds. A reviewer asked for these lines, and for an open end of the claim on the LSTM's start, after results.
 """
 
 from __future__ import annotations
@@ -31,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.claims import Claim, Measured, of_those_that_have, over_seeds, spoken
+from experiments.claims import Claim, Measured, of_those_that_have, spoken
 from experiments.registry import Job, Outcome, Paper, check_complete
 from jaxgpt.config import ModelConfig, RunConfig, override
 
@@ -41,15 +47,16 @@ if TYPE_CHECKING:
 
     from jaxgpt.run import Source
 
-BENGIO, LSTM_PAPER, VASWANI = "Bengio et al. 1994", "Hochreiter & Schmidhuber 1997", "Vaswani et al. 2017"
+BENGIO, LSTM_PAPER, VASWANI = "Bengio et al. 1994", "after Hochreiter & Schmidhuber 1997", "Vaswani et al. 2017"
 LEVEL = 0.9
 SYMBOLS, NOISE = 8, 8
 MIXED, ALONE = "mixed lags", "the longest lag alone"
-KINDS = {"transformer": "Transformer", "lstm": "LSTM", "rnn": "RNN"}
+KINDS = {"transformer": "Transformer", "lstm": "LSTM (forget bias 1)", "rnn": "RNN"}
 COLOURS = {"transformer": "#1f5a8f", "lstm": "#2a9d8f", "rnn": "#c0562b"}
 MARKERS = {"transformer": "o", "lstm": "D", "rnn": "s"}
 THICK = {"transformer": (9, 3.0), "lstm": (6.5, 1.8), "rnn": (5, 1.5)}  # markers and lines: both show where they agree
-SMALLEST = 1e-37  # of a gradient in float32: below it the logarithm would say nothing
+SMALLEST = 1e-37  # of a gradient in float32: what is below it is lost, and its logarithm would say nothing
+FEWEST = 3  # lags with a gradient above that for a slope
 SHARE = (0.0, 1.0)
 
 
@@ -62,15 +69,16 @@ def _claim(id: str, statement: str, source: str, expected: float, margin: float,
 CLAIMS = (
     _claim("rnn_start", "RNN at the start: the gradient falls exponentially with the lag: slope of its logarithm",
            "mean-field theory, after Chen et al. 2018", -0.4595, 0.05, exact=True),
-    _claim("transformer_start", "Transformer at the start: the gradient does not fall with the lag: slope of its "
-           "logarithm", VASWANI, 0.0, 0.01),
-    _claim("lstm_start", "LSTM at the start: its gradient falls more slowly than the RNN's: slope by the RNN's",
-           LSTM_PAPER, 0.5, 0.4, "1"),
+    _claim("transformer_start", "Transformer at the start, texts of one length: the gradient does not fall with the "
+           "lag: slope of its logarithm", VASWANI, 0.0, 0.01),
+    # From -.1 to .9: that it falls more slowly, or not at all.
+    _claim("lstm_start", "LSTM at the start: its gradient falls more slowly than the RNN's: slope by the RNN's, .9 at "
+           "most", LSTM_PAPER, 0.4, 0.5, "1"),
     # From -1 to -.05, a factor of 25 over 64 positions: that it falls, not how fast.
     _claim("rnn_trained", "RNN after training: the gradient still falls exponentially: slope of its logarithm", BENGIO,
            -0.525, 0.475),
-    _claim("transformer_trained", "Transformer after training: the gradient does not fall with the lag: slope of its "
-           "logarithm", VASWANI, 0.0, 0.01),
+    _claim("transformer_trained", "Transformer after training, texts of one length: the gradient does not fall with "
+           "the lag: slope of its logarithm", VASWANI, 0.0, 0.01),
     *(
         _claim(f"{kind}_{id}", f"{words}, trained on {how}: share of right answers at the longest lag"
                f"{' is that of a guess' if kind == 'rnn' else ''}", source, 1 / SYMBOLS if kind == "rnn" else 1.0, 0.1,
@@ -176,11 +184,20 @@ def gradient_norms(model: ModelConfig) -> Any:
 
 
 def slope(lags: Any, norm_SxL: numpy.ndarray) -> numpy.ndarray:
-    """By which the logarithm of each row's norms goes per position, least squares, [S]; NaN where one is not finite."""
+    """By which the logarithm of each row's norms goes per position, least squares over the lags whose norms are above
+    SMALLEST, [S]; NaN with fewer than FEWEST of them, and where a norm is not finite.
+    """
     import numpy as np
 
-    log_SxL = np.log(np.maximum(norm_SxL, SMALLEST))
-    return np.asarray([np.polyfit(lags, y, 1)[0] if np.isfinite(y).all() else math.nan for y in log_SxL])
+    lag_L = np.asarray(lags)
+
+    def one(norm_L: numpy.ndarray) -> float:
+        there_L = norm_L > SMALLEST
+        if there_L.sum() < FEWEST or not np.isfinite(norm_L).all():
+            return math.nan
+        return float(np.polyfit(lag_L[there_L], np.log(norm_L[there_L]), 1)[0])
+
+    return np.asarray([one(norm_L) for norm_L in norm_SxL])
 
 
 @dataclass(frozen=True)
@@ -243,13 +260,14 @@ def measure(found: dict[str, Reach], size: Size) -> dict[str, Measured]:
     trained = {f"{kind}_trained": slope(size.lags, found[kind].trained) for kind in ("transformer", "rnn")}
     recall = {f"{kind}_recall": each.recall[:, -1] for kind, each in found.items()}
     alone = {f"{kind}_alone": each.alone[:, -1] for kind, each in found.items()}
+    slopes = trained | {"rnn_start": start["rnn"], "transformer_start": start["transformer"],
+                        "lstm_start": start["lstm"] / start["rnn"]}  # fmt: skip
+    gone = f"it diverged, or its gradient is below {SMALLEST:g} at all but {FEWEST - 1} lags"
     return {
-        "rnn_start": over_seeds(start["rnn"], LEVEL),
-        "transformer_start": over_seeds(start["transformer"], LEVEL),
-        "lstm_start": over_seeds(start["lstm"] / start["rnn"], LEVEL),
+        **{name: of_those_that_have(value_S, size.seeds, gone, LEVEL) for name, value_S in slopes.items()},
         **{
             name: of_those_that_have(value_S, size.seeds, "it diverged", LEVEL)
-            for name, value_S in (trained | recall | alone).items()
+            for name, value_S in (recall | alone).items()
         },
     }
 

@@ -37,7 +37,7 @@ def tables(rows: Any, samples: Any, known: Any) -> tuple[tuple[str, pandas.DataF
     over = f"{LEVEL:.0%} intervals over {seeds} seeds"
     return (
         ("d, the intrinsic dimension by TwoNN (maximum likelihood), of clouds of points, by stage. Windows: the mean "
-         "over a window's positions. Tokens: one position per window. Nulls at width "
+         "over a window's positions. Tokens: each window's last position. Nulls at width "
          f"{width}: the untrained model, tensors shuffled, a Gaussian of the same covariance. {over}",
          pandas.DataFrame(_profile_rows(rows, width))),
         (f"Estimators at width {width}, trained. Different points: what is left without repetitions. Gride k: from "
@@ -182,7 +182,7 @@ def _draw_known(axes: Any, known: Any) -> None:
             )  # fmt: skip
     ends = [known["true"].min(), known["true"].max()]
     axes.plot(ends, ends, color="0.2", lw=1, ls=(0, (4, 2)), label="true")
-    axes.plot([], [], ":", color="0.4", label="with 1 % noise")
+    axes.plot([], [], ":", color="0.4", label="with noise, 1 % in each coordinate")
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = sorted(known["true"].unique())

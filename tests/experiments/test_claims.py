@@ -13,6 +13,7 @@ from experiments.claims import (
     Claim,
     Measured,
     false_verdicts_by_chance,
+    from_0,
     of_those_that_have,
     over_seeds,
     record,
@@ -234,3 +235,12 @@ def test_an_unknown_paper_is_refused_with_the_nearest_name(name, said):
 def test_every_claim_stays_fixed_once_made():
     with pytest.raises(dataclasses.FrozenInstanceError):
         registry.find("demo").claims[0].expected = 1.0
+
+
+def test_an_excess_is_cut_at_0_and_what_is_not_known_stays_so():
+    assert from_0(Measured(-1.0, -2.0, -0.5, 4)) == Measured(0.0, 0.0, 0.0, 4)
+    assert from_0(Measured(0.1, -0.1, 0.3, 4)) == Measured(0.1, 0.0, 0.3, 4)
+    unknown = from_0(Measured(math.nan, math.nan, math.nan, 0, "why"))
+    assert math.isnan(unknown.value)
+    assert math.isnan(unknown.low)
+    assert unknown.remark == "why"

@@ -22,25 +22,17 @@ MODEL = ModelConfig(d_model=8, n_layers=2, n_heads=2, context=6, vocab_size=20)
 # --- clouds --------------------------------------------------------------------------------------------------------
 
 
-def test_clouds_are_the_streams_mean_over_a_window_and_the_stream_at_one_place():
+def test_clouds_are_the_streams_mean_over_a_window_and_the_stream_at_its_end():
     state = jax.tree.map(jnp.asarray, build.init_params(MODEL, 0))
     token_WxT = np.random.default_rng(0).integers(0, 20, (5, 6)).astype(np.int32)
-    place_W = np.array([3, 5, 4, 3, 5], np.int32)
-    found = paper.clouds(MODEL)(state, token_WxT, place_W)
+    found = paper.clouds(MODEL)(state, token_WxT)
     keep = ["embedding", "layers.1.residual", "final"]
     seen = nnx.merge(build.graphdef(MODEL), state).inspect(jnp.asarray(token_WxT), keep=keep)[1]
     for stage, name in enumerate(keep):
         x_WxTxD = np.asarray(seen[name])
         np.testing.assert_allclose(found["windows"][stage], x_WxTxD.mean(axis=1), atol=1e-6)
-        np.testing.assert_allclose(found["tokens"][stage], x_WxTxD[np.arange(5), place_W], atol=1e-6)
+        np.testing.assert_allclose(found["tokens"][stage], x_WxTxD[:, -1], atol=1e-6)
     assert paper.stages(MODEL.n_layers) == ("embedding", "block 1", "block 2, normed")
-
-
-def test_places_are_in_the_second_half_and_differ():
-    place_W = paper.places(np.zeros((500, 16)))
-    assert place_W.min() >= 8
-    assert place_W.max() == 15
-    assert len(set(place_W)) == 8
 
 
 def test_windows_that_the_text_lacks_are_refused(monkeypatch):
@@ -62,7 +54,7 @@ def test_of_a_flat_cloud_all_estimates_are_its_dimension_and_the_null_has_its_co
 # --- from profiles to verdicts ---------------------------------------------------------------------------------------
 
 
-def planted(profile, tokens=None, untrained=(2.0, 1.0, 1.0, 1.0, 2.0), gaussian=3.0, known=1.0, seeds=4):
+def planted(profile, tokens=None, untrained=(1.0, 1.0, 1.0, 1.0, 1.0), gaussian=3.0, bare=1.0, known=1.0, seeds=4):
     """Models of two widths whose d by stage is this profile, with a little noise."""
     draw, rows = np.random.default_rng(0), []
     for seed in range(seeds):
@@ -71,11 +63,13 @@ def planted(profile, tokens=None, untrained=(2.0, 1.0, 1.0, 1.0, 2.0), gaussian=
                 ("trained", "windows", profile),
                 ("trained", "tokens", tokens or profile),
                 ("untrained", "windows", untrained),
+                ("untrained", "tokens", untrained),
             ):
                 for stage, value in enumerate(values):
                     d = value * draw.normal(1, 0.003)
+                    null = (bare if state == "untrained" else gaussian) * d
                     rows.append({"seed": seed, "width": width, "state": state, "view": view, "stage": stage, "d": d,
-                                 "gaussian": gaussian * d, "fit": d, "gride_1": 0.0, "gride_4": d,
+                                 "gaussian": null, "fit": d, "gride_1": 0.0, "gride_4": d,
                                  "participation": d})  # fmt: skip
     samples = [
         {"seed": seed, "cloud": cloud, "view": view, "stage": 2, "size": size, "d": draw.normal(8, 0.02)}
@@ -95,7 +89,7 @@ def planted(profile, tokens=None, untrained=(2.0, 1.0, 1.0, 1.0, 2.0), gaussian=
 
 
 def verdicts(*tables):
-    found = paper.measure(*tables)
+    found = paper.measure(*tables, 4)
     assert set(found) == set(CLAIMS)
     return {name: verdict(CLAIMS[name], found[name]) for name in CLAIMS}
 
@@ -114,19 +108,11 @@ def test_a_hunchback_has_a_peak_and_does_not_fall():
 
 def test_what_all_estimators_and_numbers_of_points_agree_on_is_reproduced_and_else_not():
     good = planted((4, 8, 10, 8, 4))
-    names = (
-        "untrained",
-        "small",
-        "below_gaussian",
-        "same_d",
-        "two_fits",
-        "scales",
-        "linear",
-        "known_low",
-        "known_high",
-    )
+    names = ("learnt_peak", "small", "growth", "below_gaussian", "learnt_below", "same_d", "two_fits", "scales",
+             "linear", "known_low", "known_high")  # fmt: skip
     assert {verdicts(*good)[name] for name in names} == {"reproduced"}
-    rows, samples, known = planted((40, 80, 100, 80, 40), untrained=(1, 4, 4, 4, 1), gaussian=1.0, known=0.8)
+    rows, samples, known = planted((40, 80, 100, 80, 40), untrained=(1, 4, 4, 4, 1), gaussian=1.0, bare=3.0, known=0.8)
+    rows = rows.assign(d=rows["d"] * rows["width"] / 100, gaussian=rows["gaussian"] * rows["width"] / 100)
     rows = rows.assign(fit=2 * rows["d"], gride_4=0.5 * rows["d"], participation=3 * rows["d"])
     samples = samples.assign(d=samples["d"] * samples["size"])
     said = verdicts(rows, samples, known)
@@ -137,9 +123,18 @@ def test_what_all_estimators_and_numbers_of_points_agree_on_is_reproduced_and_el
 def test_estimates_that_disagree_both_ways_do_not_agree_in_the_mean():
     rows, *others = planted((4, 8, 10, 8, 4))
     factor = np.where(rows["stage"] % 2 == 0, 2.0, 0.5)
-    found = paper.measure(rows.assign(participation=rows["d"] * factor), *others)
+    found = paper.measure(rows.assign(participation=rows["d"] * factor), *others, 4)
     assert found["linear"].value == pytest.approx(2)
     assert verdict(CLAIMS["linear"], found["linear"]) == "not seen at this scale"
+
+
+def test_a_seed_without_one_of_its_models_leaves_its_claims_open():
+    rows, *others = planted((4, 8, 10, 8, 4))
+    found = paper.measure(rows[(rows["seed"] != 1) | (rows["width"] != 200)], *others, 4)
+    for name in ("small", "growth", "falls", "learnt_peak", "linear"):
+        assert found[name].remark.startswith("1 of 4 seeds"), name
+    assert not found["same_d"].remark
+    assert not found["known_low"].remark
 
 
 def test_a_peak_is_chosen_by_the_other_seeds():

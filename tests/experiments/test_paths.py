@@ -73,8 +73,13 @@ def test_a_slope_is_that_of_the_logarithm_and_a_lost_run_has_none():
     assert paper.slope(LAGS, norm) == pytest.approx([-0.2, np.nan, 0], nan_ok=True)
 
 
-def test_a_gradient_that_is_exactly_nothing_counts_as_the_smallest():
-    assert paper.slope([1, 2], np.asarray([[1.0, 0.0]])) == pytest.approx(np.log(paper.SMALLEST))
+def test_what_a_float32_does_not_hold_is_left_out_of_a_slope_and_too_few_lags_have_none():
+    lags = np.array([1, 50, 100, 150, 200, 1000])
+    norm = np.exp(-0.46 * lags)
+    held = np.where(norm > paper.SMALLEST, norm, 0.0)  # nothing is left of the last two
+    assert (held == 0).tolist() == [False, False, False, False, True, True]
+    found = paper.slope(lags, np.stack([held, np.where(lags < 100, held, 0.0)]))
+    assert found == pytest.approx([-0.46, np.nan], nan_ok=True)
 
 
 # --- verdicts ------------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def planted(*, grows, right, none=0.0, far=0.0):
               for kind in ("sinusoidal", "rope", "alibi")}  # fmt: skip
     longer["learned"] = paper.Beyond({1: 2 + scatter_S}, np.zeros((4, 9)))
     loss = dict.fromkeys(("none", "wrong", "sine"), 2 + none + scatter_S)
-    loss |= dict.fromkeys(("learned", "sinusoidal"), np.full(4, 2.0))
+    loss |= dict.fromkeys(("learned", "sinusoidal", "alibi"), np.full(4, 2.0))
     found = paper.measure(symmetry, known, {kind: right[kind] + scatter_S for kind in right}, loss, longer, 4)
     assert set(found) == set(CLAIMS)
     return found, {name: verdict(claim, found[name]) for name, claim in CLAIMS.items()}
@@ -113,13 +113,22 @@ def test_the_contrary_comes_out_as_the_contrary():
         "sinusoidal_4",
         "rope_4",
         "order_causal",
-        "text_none",
+        "none_learned",
+        "none_sinusoidal",
+        "none_alibi",
         "text_wrong",
         "text_sine",
     )
     assert {said[name] for name in seen_otherwise} == {"not seen at this scale"}
     assert said["order_bag"] == "contradicted"
     assert said["invariant"] == said["shift_wrong"] == "reproduced"
+
+
+def test_a_failure_may_be_large_and_a_gain_is_no_failure():
+    found, said = planted(grows={"sinusoidal": 2.5, "rope": 2.0, "alibi": -0.4}, right=RIGHT, far=0.5)
+    for name in ("sinusoidal_2", "sinusoidal_4", "rope_4", "alibi_2", "alibi_4"):
+        assert said[name] == "reproduced"
+    assert found["alibi_4"].value == 0
 
 
 def test_a_seed_that_diverged_leaves_the_claim_open():
