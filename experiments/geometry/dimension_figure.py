@@ -182,7 +182,7 @@ def _draw_known(axes: Any, known: Any) -> None:
             )  # fmt: skip
     ends = [known["true"].min(), known["true"].max()]
     axes.plot(ends, ends, color="0.2", lw=1, ls=(0, (4, 2)), label="true")
-    axes.plot([], [], ":", color="0.4", label="with noise, 1 % in each coordinate")
+    axes.plot([], [], ":", color="0.4", label="with 1 % noise")
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = sorted(known["true"].unique())
